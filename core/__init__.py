@@ -1,0 +1,1 @@
+"""What is computed, and how it is kept: no queue, no scheduler, no plotting."""
