@@ -1,0 +1,223 @@
+"""Find labs, subjects and dated sessions in a session tree, and the files of one session.
+
+Lazy and sorted: a subject's folder is looked into when its turn comes, and nothing is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+from core.errors import ConfigurationError, InvalidName
+from core.names import SUBJECTS_FOLDER, check_date, check_lab, check_number, check_subject
+from core.records import LeftOut, SessionFiles
+from core.schema import TRIALS_ATTRIBUTES, TRIALS_MARKER
+
+_UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_ATTRIBUTES = "|".join((TRIALS_MARKER, *TRIALS_ATTRIBUTES))
+_TRIALS = re.compile(rf"_ibl_trials\.(?:(table)(?:\.{_UUID})?\.pqt|({_ATTRIBUTES})(?:\.{_UUID})?\.npy)")
+_SETTINGS = re.compile(r"_iblrig_taskSettings\.raw.*\.json")
+_TASK_DATA = re.compile(r"_iblrig_taskData\.raw.*\.jsonable")
+_DESCRIPTION = re.compile(r"_ibl_experiment\.description.*\.yaml")
+_REVISION = re.compile(r"#.+#")
+#: Trials lie in ``alf`` or one collection below it; a revision may lie below that.
+_ALF_DEPTH = 3
+
+
+def check_root(root: Path) -> Path:
+    """Return `root` if it is a folder that can be listed.
+
+    Raises
+    ------
+    ConfigurationError
+        Where it is not.
+    """
+    if not root.is_dir():
+        raise ConfigurationError(f"root {str(root)!r} is not a folder: name a tree of <lab>/Subjects/<subject>/<date>")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise ConfigurationError(f"root {str(root)!r} cannot be listed: read permission is missing")
+    return root
+
+
+def find_labs(root: Path, wanted: Sequence[str] = ()) -> tuple[list[str], list[LeftOut]]:
+    """Return the labs of a session tree, sorted, and the folders whose names cannot be a lab's.
+
+    A lab's server may hold ``<root>/Subjects`` with no lab above it; the lab is then the one that `wanted` names,
+    never a guess.
+
+    Parameters
+    ----------
+    root : Path
+        The session tree.
+    wanted : sequence of str
+        Labs to keep; all of them where it is empty.
+
+    Raises
+    ------
+    ConfigurationError
+        Where a wanted lab is not in the tree, or the tree has none.
+    """
+    check_root(root)
+    wanted = sorted({check_lab(lab) for lab in wanted})
+    if (root / SUBJECTS_FOLDER).is_dir():
+        if len(wanted) != 1:
+            raise ConfigurationError(f"{root / SUBJECTS_FOLDER} names no lab: name it with one --lab")
+        return wanted, []
+    found = [name for name in _folders(root) if (root / name / SUBJECTS_FOLDER).is_dir()]
+    if missing := [lab for lab in wanted if lab not in found]:
+        raise ConfigurationError(f"no lab {missing[0]!r} in {root}: it has {', '.join(found) or 'none'}")
+    if not found:
+        raise ConfigurationError(f"no <lab>/{SUBJECTS_FOLDER} folder in {root}: is it a session tree?")
+    return _checked(check_lab, wanted or found, "")
+
+
+def subjects_folder(root: Path, lab: str) -> Path:
+    """Return the folder that holds the subjects of `lab`."""
+    flat = root / SUBJECTS_FOLDER
+    return flat if flat.is_dir() else root / check_lab(lab) / SUBJECTS_FOLDER
+
+
+def find_subjects(root: Path, lab: str, wanted: Sequence[str] = ()) -> tuple[list[str], list[LeftOut]]:
+    """Return the subjects of a lab, sorted, and the folders whose names cannot be a subject's.
+
+    Parameters
+    ----------
+    root : Path
+        The session tree.
+    lab : str
+        One of its labs.
+    wanted : sequence of str
+        Subjects to keep; all of them where it is empty.
+    """
+    names = _folders(subjects_folder(root, lab))
+    return _checked(check_subject, [name for name in names if not wanted or name in wanted], f"{lab}/")
+
+
+def find_sessions(
+    root: Path, lab: str, subject: str, dates: Sequence[str] | None = None
+) -> tuple[dict[str, list[Path]], list[LeftOut]]:
+    """Return a subject's session folders by date, and the folders whose names are no session's.
+
+    Parameters
+    ----------
+    root : Path
+        The session tree.
+    lab, subject : str
+        Whose sessions.
+    dates : sequence of str, optional
+        Look only at these dates; at all of them where None.
+
+    Returns
+    -------
+    dict of str to list of Path
+        Date to session folders, both sorted.
+    list of LeftOut
+        Folders with odd names, and dates that cannot be listed.
+    """
+    folder = subjects_folder(root, lab) / check_subject(subject)
+    days: dict[str, list[Path]] = {}
+    odd: list[LeftOut] = []
+    for date in _folders(folder) if dates is None else dates:
+        try:
+            check_date(date)
+        except InvalidName as error:
+            odd.append(LeftOut(session=ascii(date)[1:-1], reason=f"folder left out: {error}"))
+            continue
+        try:
+            numbers = _folders(folder / date)
+        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+            odd.append(LeftOut(session=date, reason=f"folder left out: it cannot be listed: {error.strerror}"))
+            continue
+        for number in numbers:
+            try:
+                days.setdefault(date, []).append(folder / date / check_number(number))
+            except InvalidName as error:
+                odd.append(LeftOut(session=f"{date}/{ascii(number)[1:-1]}", reason=f"folder left out: {error}"))
+    return days, odd
+
+
+def find_files(session: Path) -> SessionFiles:
+    """Return the files of one session that bear on its result; each folder is listed once, no file is opened."""
+    stats: list[tuple[str, int, int]] = []
+    description: Path | None = None
+    settings: dict[str, Path] = {}
+    task_data: dict[str, Path] = {}
+    trials: dict[str, dict[str, Path]] = {}
+
+    def note(entry: os.DirEntry[str]) -> Path:
+        stat = entry.stat()
+        stats.append((os.path.relpath(entry.path, session), stat.st_size, stat.st_mtime_ns))
+        return Path(entry.path)
+
+    for entry in _entries(session):
+        if not entry.is_dir():
+            if _DESCRIPTION.fullmatch(entry.name):
+                description = description or note(entry)
+        elif entry.name == "alf":
+            for collection, attribute, found in _trials_files(entry.path):
+                trials.setdefault(collection, {})[attribute] = note(found)
+        else:
+            for file in _entries(entry.path):
+                if _SETTINGS.fullmatch(file.name) and entry.name not in settings:
+                    settings[entry.name] = note(file)
+                elif _TASK_DATA.fullmatch(file.name) and entry.name not in task_data:
+                    task_data[entry.name] = note(file)
+    digest = blake2b(repr(sorted(stats)).encode(), digest_size=12).hexdigest()
+    return SessionFiles(
+        path=session,
+        description=description,
+        settings=settings,
+        task_data=task_data,
+        trials=trials,
+        fingerprint=digest,
+    )
+
+
+def _checked(check: Callable[[str], str], names: Sequence[str], prefix: str) -> tuple[list[str], list[LeftOut]]:
+    """Split `names` into those that pass `check` and those that are left out, with the reason."""
+    good, odd = [], []
+    for name in names:
+        try:
+            good.append(check(name))
+        except InvalidName as error:
+            odd.append(LeftOut(session=prefix + ascii(name)[1:-1], reason=f"folder left out: {error}"))
+    return good, odd
+
+
+def _trials_files(alf: str) -> Iterator[tuple[str, str, os.DirEntry[str]]]:
+    """Yield (collection, attribute, file) below ``alf``; a later yield of the same pair supersedes an earlier one.
+
+    Revisions come after what they revise, in the order of their names, so that the last one counts.
+    """
+    folders = [(alf, "alf", 1)]
+    while folders:
+        path, collection, depth = folders.pop(0)
+        revisions = []
+        for entry in _entries(path):
+            if entry.is_dir():
+                if depth < _ALF_DEPTH and _REVISION.fullmatch(entry.name):
+                    revisions.append((entry.path, collection, depth + 1))
+                elif depth < _ALF_DEPTH:
+                    folders.append((entry.path, f"{collection}/{entry.name}", depth + 1))
+            elif match := _TRIALS.fullmatch(entry.name):
+                yield collection, match[1] or match[2], entry
+        folders[:0] = revisions
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _folders(folder: str | Path) -> list[str]:
+    return [entry.name for entry in _entries(folder) if _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False

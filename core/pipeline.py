@@ -1,0 +1,44 @@
+"""The main path for one subject, stage by stage, in one process.
+
+The workers call the same stages in the same order, one or more a task; this is what they add up to, what the tests
+hold them against, and what the benchmarks take as the cost without a queue.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.discover import find_sessions
+from core.status import compute_statuses
+from core.storage import Store
+from core.summarise import summarise
+from core.synchronise import load_days, look, put_tables
+from core.tables import SubjectTables, build_tables, subject_keys
+
+
+def recompute_subject(root: Path, lab: str, subject: str, store: Store) -> SubjectTables:
+    """Compute everything of one subject anew, from its session folders to its tables in the store.
+
+    Parameters
+    ----------
+    root : Path
+        The session tree.
+    lab, subject : str
+        Whose sessions.
+    store : Store
+        Where the tables go.
+
+    Returns
+    -------
+    SubjectTables
+        As they were put into the store; empty tables are not put there.
+    """
+    keys = subject_keys(lab, subject)
+    seen = look(root, lab, subject, store, keys, everything=True)
+    sessions, _ = find_sessions(root, lab, subject, seen.dates)
+    days = summarise(load_days(sessions))
+    statuses = compute_statuses(days)
+    tables = build_tables(lab, subject, days, statuses)
+    if statuses:
+        put_tables(store, keys, tables, seen.base)
+    return tables
