@@ -1,0 +1,1 @@
+"""What starts work: planning, runs, embedded services and the command line."""

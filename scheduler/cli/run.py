@@ -1,0 +1,182 @@
+"""`training-status recompute` and `refresh`: a run over labs, through Celery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+import orjson
+
+from core.errors import ConfigurationError
+from scheduler.cli.main import Exit, Interrupted
+from scheduler.cli.options import (
+    as_environment,
+    default_workers,
+    filter_options,
+    json_option,
+    option,
+    store_options,
+    store_settings,
+)
+
+if TYPE_CHECKING:  # the ledger brings numpy with it, which `--help` should not wait for
+    from workers.ledger import Ledger, RunSpec
+
+
+def _run_options(command: Any) -> Any:
+    for add in (
+        json_option,
+        option("--no-wait", is_flag=True, help="Return at once; with --broker only."),
+        option("--workers", type=click.IntRange(min=1), help="Processes of --embedded; one a processor by default."),
+        option("--broker", help="URL of the Redis that running workers listen to."),
+        option("--embedded", is_flag=True, help="Start a private Redis and workers: the default without --broker."),
+        filter_options,
+        store_options,
+        option("--root", required=True, help="The session tree: <lab>/Subjects/<subject>/<date>/<number>."),
+    ):
+        command = add(command)
+    return command
+
+
+@click.command()
+@_run_options
+def recompute(**options: Any) -> int:
+    """Compute everything anew.
+
+    \b
+    training-status recompute --root mice --store tables
+    training-status recompute --root mice --store s3://bucket/prefix --lab cortexlab --broker redis://host:6379/0
+    """
+    return _run("recompute", **options)
+
+
+@click.command()
+@_run_options
+def refresh(**options: Any) -> int:
+    """Compute only what is new or changed since the tables were made.
+
+    \b
+    training-status refresh --root mice --store tables
+    """
+    return _run("refresh", **options)
+
+
+def _run(
+    kind: Literal["recompute", "refresh"],
+    *,
+    root: str,
+    store: str,
+    s3_endpoint: str | None,
+    s3_profile: str | None,
+    s3_region: str | None,
+    labs: tuple[str, ...],
+    subjects: tuple[str, ...],
+    embedded: bool,
+    broker: str | None,
+    workers: int | None,
+    no_wait: bool,
+    as_json: bool,
+) -> int:
+    if embedded and broker:
+        raise ConfigurationError("--embedded and --broker exclude each other: name one of them")
+    if no_wait and not broker:
+        raise ConfigurationError("--no-wait goes with --broker: embedded workers end with the command")
+
+    from core.discover import find_labs, find_subjects
+    from core.names import check_subject
+    from scheduler import runs
+    from scheduler.embedded import Embedded
+    from workers.app import configure
+    from workers.broker import check, connect
+    from workers.context import open_as
+    from workers.ledger import Ledger
+
+    # All that can be wrong with the options is found before anything is started or written.
+    tree = Path(root).absolute()
+    found, _ = find_labs(tree, labs)
+    known = {subject for lab in found for subject in find_subjects(tree, lab, subjects)[0]} if subjects else set()
+    if missing := [subject for subject in subjects if check_subject(subject) not in known]:
+        raise ConfigurationError(f"no subject {missing[0]!r} in {tree} in {', '.join(found)}")
+    settings = store_settings(s3_endpoint, s3_profile, s3_region)
+    if "://" not in store:
+        store = str(Path(store).absolute())
+    open_as(store, settings).check()
+    spec = runs.new_run(kind, root=str(tree), store=store, labs=labs, subjects=subjects)
+
+    with ExitStack() as stack:
+        keep_alive = None
+        if broker is None:
+            private = stack.enter_context(Embedded(workers or default_workers(), as_environment(settings)))
+            broker, keep_alive = private.broker, private.keep_alive
+        client = connect(broker)
+        check(client, broker)
+        ledger = Ledger(client)
+        configure(broker)
+        with interruptible(spec, embedded=keep_alive is not None):
+            runs.start(ledger, spec)
+            if no_wait:
+                told_started(spec, as_json)
+                return Exit.DONE
+            return follow(ledger, spec, as_json=as_json, keep_alive=keep_alive)
+
+
+def told_started(spec: RunSpec, as_json: bool) -> None:
+    """Print the id of a run that goes on without this command."""
+    click.echo(orjson.dumps({"run_id": spec.run_id}).decode() if as_json else f"run {spec.run_id} started")
+
+
+def follow(ledger: Ledger, spec: RunSpec, *, as_json: bool, keep_alive: Callable[[], None] | None = None) -> int:
+    """Show a run's progress until it ends, print its record, and return the exit code.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        Where the run is.
+    spec : RunSpec
+        The run.
+    as_json : bool
+        Print the record as JSON.
+    keep_alive : callable, optional
+        Restarts the embedded services where they have died; None where the run does not depend on this command.
+    """
+    from scheduler import runs
+    from scheduler.cli.show import run_progress
+
+    with run_progress() as show:
+        record = runs.watch(ledger, spec, on_progress=show, keep_alive=keep_alive or (lambda: None))
+    _report(record, as_json)
+    if record["error"]:
+        raise ConfigurationError(f"the run could not go on: {record['error']}")
+    return Exit.SUBJECTS_FAILED if record["counts"]["failed"] else Exit.DONE
+
+
+@contextmanager
+def interruptible(spec: RunSpec, *, embedded: bool) -> Iterator[None]:
+    """Say at Ctrl-C what becomes of the run: it ends with its embedded workers, or goes on without this command."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        goes_on = f"the run goes on without this command; `training-status runs {spec.run_id} --watch` comes back to it"
+        stays = "the tables written so far stay, `training-status refresh` with the same options goes on"
+        raise Interrupted(f"interrupted: {stays if embedded else goes_on}") from None
+
+
+def _report(record: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(orjson.dumps(record, option=orjson.OPT_INDENT_2).decode())
+        return
+    for left in record["folders_left_out"]:
+        click.echo(f"left out: {left['folder']}: {left['reason']}", err=True)
+    for left in record["left_out"]:
+        click.echo(f"left out: {left['lab']}/{left['subject']} {left['session']}: {left['reason']}", err=True)
+    for failed in record["failed"]:
+        click.echo(f"failed: {failed['lab']}/{failed['subject']}: {failed['reason']}", err=True)
+    counts = record["counts"]
+    click.echo(
+        f"{record['kind']} {record['run_id']}: {counts['subjects']} subjects, {counts['done']} computed, "
+        f"{counts['unchanged']} unchanged, {counts['failed']} failed; {counts['sessions']} sessions, "
+        f"{counts['left_out']} left out"
+    )

@@ -1,0 +1,77 @@
+"""Start a run, and watch it to its end."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from workers import messages
+from workers.ledger import Ledger, Progress, RunSpec
+from workers.reconcile import PATIENCE
+
+_LOOK_EVERY = 0.2
+_RECONCILE_EVERY = 5.0
+
+
+def new_run(
+    kind: Literal["recompute", "refresh"],
+    *,
+    root: str,
+    store: str,
+    labs: tuple[str, ...] = (),
+    subjects: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+) -> RunSpec:
+    """Return the specification of a new run; its id sorts by the time it began."""
+    now = datetime.now(UTC)
+    return RunSpec(
+        run_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
+        kind=kind,
+        root=root,
+        store=store,
+        labs=labs,
+        subjects=subjects,
+        only=only,
+        started=now.isoformat(timespec="seconds"),
+    )
+
+
+def start(ledger: Ledger, spec: RunSpec) -> None:
+    """Enter a run into the ledger, and send its first message."""
+    ledger.open_run(spec)
+    messages.send_plan(spec)
+
+
+def watch(
+    ledger: Ledger,
+    spec: RunSpec,
+    *,
+    on_progress: Callable[[Progress], None],
+    keep_alive: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Wait for a run's end, sending again what was lost on the way, and return its record.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        Where the run is.
+    spec : RunSpec
+        The run.
+    on_progress : callable
+        Told where the run stands, five times a second.
+    keep_alive : callable
+        Called as often; may restart what has died.
+    """
+    reconciled = time.monotonic()
+    while True:
+        keep_alive()
+        on_progress(ledger.progress(spec.run_id))
+        if record := ledger.record(spec.run_id):
+            return record
+        if time.monotonic() - reconciled > _RECONCILE_EVERY:
+            messages.send_owed(ledger, spec, time.time() - PATIENCE)
+            reconciled = time.monotonic()
+        time.sleep(_LOOK_EVERY)

@@ -1,0 +1,106 @@
+"""The planning tasks: each takes the next few subjects of a run, hands on the rest, then looks at its own.
+
+So planning is spread over the workers, is lazy (urgent work downstream goes before it), and survives whoever dies.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from core.errors import PermanentError
+from core.records import LeftOut, days_to_json
+from core.synchronise import look
+from core.tables import cohort_rows, subject_keys
+from scheduler.plan import CHUNK_SUBJECTS, cut, subjects_after
+from workers import messages, retry
+from workers.app import app
+from workers.context import context
+from workers.ledger import Outcome, RunSpec, Subject, Work
+from workers.tasks import (
+    PERMANENT_OS_ERRORS,
+    TRANSIENT,
+    close_with_error,
+    end_subject,
+    subject_task,
+    try_again,
+)
+
+log = logging.getLogger(__name__)
+
+
+@app.task(bind=True, name="training_status.recompute")
+def recompute(task: Any, run_id: str, cursor: str, again: str | None = None, attempt: int = 0) -> None:
+    """Plan the next subjects of a recompute, or look at one of them again."""
+    _plan(task, run_id, cursor, again, attempt)
+
+
+@app.task(bind=True, name="training_status.refresh")
+def refresh(task: Any, run_id: str, cursor: str, again: str | None = None, attempt: int = 0) -> None:
+    """Plan the next subjects of a refresh, or look at one of them again."""
+    _plan(task, run_id, cursor, again, attempt)
+
+
+def _plan(task: Any, run_id: str, cursor: str, again: str | None, attempt: int) -> None:
+    ledger = context().ledger
+    if ledger.is_ended(run_id):
+        return
+    try:
+        spec = ledger.spec(run_id)
+        subjects = [Subject.parse(again)] if again else _register_next(spec, cursor)
+    except (PermanentError, *PERMANENT_OS_ERRORS) as error:
+        close_with_error(run_id, str(error))
+        return
+    except TRANSIENT as error:
+        try_again(task, run_id, error)
+        close_with_error(run_id, f"{error} (after {retry.MAX_RETRIES + 1} tries)")
+        return
+    for subject in subjects:
+        if ledger.stage(run_id, subject) == "waiting":
+            begin_subject(task, run_id, str(subject), attempt)
+
+
+def _register_next(spec: RunSpec, cursor: str) -> list[Subject]:
+    """Register the next subjects as owed, send the message that plans those behind them, and return them."""
+    ledger = context().ledger
+    found = subjects_after(spec, cursor)
+    subjects: list[Subject] = []
+    odd: list[LeftOut] = []
+    for item in found:
+        if isinstance(item, LeftOut):
+            odd.append(item)
+        else:
+            subjects.append(item)
+        if len(subjects) == CHUNK_SUBJECTS:
+            break
+    ledger.leave_out(spec.run_id, odd)
+    ledger.register(spec.run_id, subjects)
+    if len(subjects) < CHUNK_SUBJECTS:
+        if ledger.set_planned(spec.run_id):
+            messages.send_finish(spec.run_id)
+    elif ledger.advance(spec.run_id, cursor, str(subjects[-1])):
+        messages.send_plan(spec, str(subjects[-1]))
+    return subjects
+
+
+@subject_task
+def begin_subject(task: Any, spec: RunSpec, subject: Subject, attempt: int) -> None:
+    """Look at a subject: end it where nothing has changed, else send its days to be summarised."""
+    ledger, store = context().ledger, context().store(spec.store)
+    keys = subject_keys(subject.lab, subject.subject)
+    seen = look(Path(spec.root), subject.lab, subject.subject, store, keys, everything=spec.kind == "recompute")
+    if seen.unchanged:
+        rows = cohort_rows(subject.lab, subject.subject, seen.table, keys.training) if seen.table else ()
+        end_subject(spec.run_id, subject, Outcome(state="unchanged", left_out=seen.left_out, cohort=tuple(rows)))
+        return
+    if not seen.dates and not seen.kept:
+        left_out = seen.left_out or (LeftOut(session=str(subject), reason="no session folder found"),)
+        end_subject(spec.run_id, subject, Outcome(state="done", left_out=left_out))
+        return
+    work = Work(pieces=cut(seen.dates), base=seen.base, left_out=seen.left_out, attempt=attempt)
+    ledger.begin(spec.run_id, subject, work, days_to_json(seen.kept))
+    for piece, dates in enumerate(work.pieces):
+        messages.send_summarise(spec.run_id, subject, attempt, piece, dates)
+    if not work.pieces:
+        messages.send_statuses(spec.run_id, subject)

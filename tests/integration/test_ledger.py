@@ -1,0 +1,148 @@
+"""The ledger on a real Redis: every step counts once, however often it is taken."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import redis
+
+from core.errors import PermanentError
+from core.records import LeftOut
+from workers.ledger import Ledger, Outcome, RunSpec, Subject, Work
+
+RUN = "20261122T080000-abc123"
+SPEC = RunSpec(run_id=RUN, kind="recompute", root="mice", store="tables", labs=("a",), started="2026-11-22T08:00:00")
+MOUSE, OTHER = Subject(lab="a", subject="m1"), Subject(lab="a", subject="m2")
+
+
+@pytest.fixture
+def ledger(redis_client: redis.Redis) -> Ledger:
+    ledger = Ledger(redis_client)
+    ledger.open_run(SPEC)
+    return ledger
+
+
+def begin(ledger: Ledger, subject: Subject = MOUSE, pieces: int = 2, attempt: int = 0) -> None:
+    ledger.register(RUN, [subject])
+    dates = tuple((f"2020-01-0{day + 1}",) for day in range(pieces))
+    ledger.begin(RUN, subject, Work(pieces=dates, base="v1", attempt=attempt), b"[]")
+
+
+def deliver(ledger: Ledger, piece: int, attempt: int = 0) -> bool:
+    return ledger.deliver(RUN, MOUSE, attempt=attempt, piece=piece, days=b'["p%d"]' % piece, sessions=3)
+
+
+def test_a_run_is_remembered_as_it_was_asked_for(ledger: Ledger) -> None:
+    assert ledger.spec(RUN) == SPEC
+    assert not ledger.is_ended(RUN)
+
+
+def test_an_unknown_run_has_ended_and_cannot_be_specified(ledger: Ledger) -> None:
+    assert ledger.is_ended("20000101T000000-000000")
+    with pytest.raises(PermanentError, match="no run"):
+        ledger.spec("20000101T000000-000000")
+
+
+def test_the_last_piece_says_so_and_says_so_again(ledger: Ledger) -> None:
+    begin(ledger)
+    assert not deliver(ledger, 1)
+    assert deliver(ledger, 0)
+    assert deliver(ledger, 0)  # delivered twice: the one before may have died before it sent what follows
+    assert ledger.summaries(RUN, MOUSE) == [b"[]", b'["p0"]', b'["p1"]']
+    assert ledger.progress(RUN).sessions == 6
+
+
+def test_a_piece_of_an_earlier_look_is_dropped(ledger: Ledger) -> None:
+    begin(ledger, attempt=0)
+    begin(ledger, attempt=1)
+    assert not deliver(ledger, 0, attempt=0)
+    assert ledger.pieces_missing(RUN, MOUSE) == [0, 1]
+    assert not deliver(ledger, 0, attempt=1)
+    assert ledger.pieces_missing(RUN, MOUSE) == [1]
+
+
+def test_nothing_comes_in_for_a_subject_that_has_ended(ledger: Ledger) -> None:
+    begin(ledger)
+    ledger.end(RUN, MOUSE, Outcome(state="failed", reason="disk"))
+    assert not deliver(ledger, 0)
+    ledger.set_statuses(RUN, MOUSE, b"[]")
+    assert ledger.summaries(RUN, MOUSE) is None
+    assert ledger.statuses(RUN, MOUSE) is None
+    assert ledger.stage(RUN, MOUSE) is None
+    ledger.register(RUN, [MOUSE])
+    assert ledger.stage(RUN, MOUSE) is None
+
+
+def test_the_first_outcome_stays_and_counts_once(ledger: Ledger) -> None:
+    begin(ledger)
+    first = Outcome(state="done", sessions=4, left_out=(LeftOut(session="s", reason="r"),), cohort=({"lab": "a"},))
+    ledger.end(RUN, MOUSE, first)
+    ledger.end(RUN, MOUSE, Outcome(state="failed", reason="late"))
+    assert ledger.outcomes(RUN) == {MOUSE: first}
+    assert (ledger.progress(RUN).ended, ledger.progress(RUN).failed) == (1, 0)
+
+
+def test_the_run_is_over_when_it_is_planned_and_all_have_ended(ledger: Ledger) -> None:
+    begin(ledger, MOUSE)
+    begin(ledger, OTHER)
+    assert not ledger.end(RUN, MOUSE, Outcome(state="done"))
+    assert not ledger.set_planned(RUN)
+    assert ledger.end(RUN, OTHER, Outcome(state="done"))
+    assert ledger.end(RUN, OTHER, Outcome(state="done"))  # the message that ends the run may have been lost
+
+
+def test_planning_last_finds_all_ended(ledger: Ledger) -> None:
+    begin(ledger)
+    assert not ledger.end(RUN, MOUSE, Outcome(state="done"))
+    assert ledger.set_planned(RUN)
+
+
+def test_subjects_are_registered_once(ledger: Ledger) -> None:
+    ledger.register(RUN, [MOUSE, OTHER])
+    ledger.register(RUN, [MOUSE])
+    progress = ledger.progress(RUN)
+    assert progress.subjects == 2
+    assert progress.labs == {"a": {"subjects": 2}}
+
+
+def test_the_plan_moves_on_once(ledger: Ledger) -> None:
+    assert ledger.advance(RUN, "", "a/m2")
+    assert not ledger.advance(RUN, "", "a/m2")
+    assert ledger.cursor(RUN) == "a/m2"
+
+
+def test_what_is_owed_is_what_was_not_heard_of(ledger: Ledger) -> None:
+    begin(ledger, MOUSE)
+    ledger.register(RUN, [OTHER])
+    assert list(ledger.owed(RUN, time.time() - 60)) == []
+    assert sorted(map(str, dict(ledger.owed(RUN, time.time() + 1)))) == ["a/m1", "a/m2"]
+    ledger.end(RUN, MOUSE, Outcome(state="done"))
+    assert list(ledger.owed(RUN, time.time() + 1)) == [(OTHER, "waiting")]
+
+
+def test_a_run_stalls_while_planning_and_before_its_end(ledger: Ledger) -> None:
+    assert ledger.stalled(RUN, time.time() - 60) is None
+    assert ledger.stalled(RUN, time.time() + 1) == "planning"
+    ledger.register(RUN, [MOUSE])
+    ledger.set_planned(RUN)
+    assert ledger.stalled(RUN, time.time() + 1) is None  # a subject is owed, and that is seen by itself
+    ledger.end(RUN, MOUSE, Outcome(state="done"))
+    assert ledger.stalled(RUN, time.time() + 1) == "finishing"
+    ledger.close_run(RUN, b"{}")
+    assert ledger.stalled(RUN, time.time() + 1) is None
+
+
+def test_the_first_record_ends_the_run_and_stays(ledger: Ledger) -> None:
+    ledger.close_run(RUN, b'{"a": 1}')
+    ledger.close_run(RUN, b'{"a": 2}')
+    assert ledger.record(RUN) == {"a": 1}
+    assert ledger.is_ended(RUN)
+    assert ledger.progress(RUN).state == "ended"
+
+
+def test_folders_that_are_no_subjects_are_told_once(ledger: Ledger) -> None:
+    odd = LeftOut(session="a/b c", reason="odd name")
+    ledger.leave_out(RUN, [odd])
+    ledger.leave_out(RUN, [odd])
+    assert ledger.left_out(RUN) == [odd]

@@ -1,0 +1,79 @@
+"""The Celery application: how messages are carried, and what becomes of them when something dies.
+
+The reason of each setting stands beside it; the measurements behind them are in `docs/decisions/0003-delivery.md`.
+"""
+
+from __future__ import annotations
+
+import kombu.transport.redis  # noqa: F401  now, and not amid the first message, where Ctrl-C would break it
+from celery import Celery
+
+#: A task is a second or so of work; one that runs this long is stuck, and its worker is told so, then killed.
+SOFT_TIME_LIMIT = 600
+TIME_LIMIT = 660
+#: Longer than the longest task, or a task would be delivered again while it runs.
+VISIBILITY_TIMEOUT = TIME_LIMIT + 60
+
+#: Downstream first: what is nearest to its end is taken first, so that little is ever under way at once, the
+#: first tables are written early, and Redis stays small. 0 is the most urgent.
+PRIORITIES = {
+    "training_status.finish_run": 0,
+    "training_status.write_tables": 1,
+    "training_status.compute_statuses": 2,
+    "training_status.summarise_days": 3,
+    "training_status.recompute": 4,
+    "training_status.refresh": 4,
+}
+
+app = Celery("training_status")
+app.conf.update(
+    # JSON only: a message can never be code.
+    accept_content=["json"],
+    task_serializer="json",
+    result_serializer="json",
+    event_serializer="json",
+    # The ledger holds results; a result backend would be a second, weaker record of the same.
+    task_ignore_result=True,
+    # Acknowledged when done: a killed worker's task goes to another.
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    worker_prefetch_multiplier=1,
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    task_soft_time_limit=SOFT_TIME_LIMIT,
+    task_time_limit=TIME_LIMIT,
+    broker_connection_retry_on_startup=True,
+    # A sender outlives a broker that is started anew.
+    task_publish_retry_policy={"max_retries": 12, "interval_start": 0.1, "interval_step": 0.5, "interval_max": 3},
+    broker_transport_options={
+        "visibility_timeout": VISIBILITY_TIMEOUT,
+        # Looked for every 100 s by default, which would add to the wait for a killed worker's tasks.
+        "unacked_restore_interval": 2,
+        "unacked_restore_throttle": 1,
+        "priority_steps": sorted(set(PRIORITIES.values())),
+        "queue_order_strategy": "priority",
+    },
+    task_default_queue="training-status",
+    task_default_priority=max(PRIORITIES.values()),
+    # For people who watch in Flower.
+    worker_send_task_events=True,
+    task_send_sent_event=True,
+    worker_hijack_root_logger=False,
+    enable_utc=True,
+)
+
+
+def priority(task: str) -> int:
+    """Return the priority of messages for the task named `task`; 0 is the most urgent."""
+    return PRIORITIES[task]
+
+
+def configure(broker: str) -> Celery:
+    """Point the application at a broker, and return it.
+
+    Parameters
+    ----------
+    broker : str
+        URL of a Redis: ``redis://``, ``rediss://`` or ``redis+socket://``.
+    """
+    app.conf.update(broker_url=broker)
+    return app

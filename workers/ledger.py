@@ -1,0 +1,410 @@
+"""The ledger of runs, in Redis: what a run owes, what is under way, what is done, and why something is not.
+
+Messages can be lost when processes are killed, whatever Celery's settings; the ledger is what a run is held to. Each
+step is recorded before the message that goes on from it is sent, and sending again is harmless, so that whatever
+dies in between, `owed` tells what to send once more.
+
+    training-status:run:<id>             hash: the run's specification, state and counts
+    training-status:run:<id>:owed        sorted set: subjects that are not ended, by the time something last happened
+    training-status:run:<id>:subjects    hash: subject -> where it stands (waiting, summarising, computing, writing)
+    training-status:run:<id>:outcomes    hash: subject -> its outcome, once it is ended
+    training-status:run:<id>:left_out    hash: folder of no subject -> the reason
+    training-status:run:<id>:work:<s>    hash: what a subject under way has produced so far
+    training-status:runs                 sorted set: run ids by the time they began
+    training-status:open                 set: runs that have not ended
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, cast
+
+import orjson
+import redis
+
+from core.errors import PermanentError
+from core.records import LeftOut
+
+_PREFIX = "training-status:"
+#: Seconds for which the ledger remembers a run after its end: a week.
+REMEMBERED = 7 * 24 * 3600
+
+Stage = Literal["waiting", "summarising", "computing", "writing"]
+
+# A piece counts once, however often it is delivered; not at all once its subject has ended or has begun again.
+_DELIVER = """
+if redis.call('HGET', KEYS[2], 'attempt') ~= ARGV[7] then return -1 end
+if redis.call('HSETNX', KEYS[2], 'piece:' .. ARGV[2], ARGV[3]) == 1 then
+  redis.call('HINCRBY', KEYS[1], 'sessions', ARGV[4])
+  redis.call('HINCRBY', KEYS[1], 'lab:' .. ARGV[6] .. ':sessions', ARGV[4])
+  redis.call('HINCRBY', KEYS[2], 'delivered', 1)
+end
+redis.call('ZADD', KEYS[3], 'XX', ARGV[5], ARGV[1])
+return redis.call('HGET', KEYS[2], 'pieces') - redis.call('HGET', KEYS[2], 'delivered')
+"""
+
+# The outcome that is recorded first stays; the subject's work is dropped with it.
+_END = """
+if redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[2]) == 1 then
+  redis.call('HINCRBY', KEYS[1], ARGV[3], 1)
+  redis.call('HINCRBY', KEYS[1], 'ended', 1)
+  redis.call('HINCRBY', KEYS[1], 'lab:' .. ARGV[4] .. ':ended', 1)
+  redis.call('HSET', KEYS[1], 'touched', ARGV[5])
+end
+redis.call('UNLINK', KEYS[3])
+redis.call('ZREM', KEYS[4], ARGV[1])
+redis.call('HDEL', KEYS[5], ARGV[1])
+local planned = redis.call('HGET', KEYS[1], 'planned')
+return planned and redis.call('HGET', KEYS[1], 'ended') == redis.call('HGET', KEYS[1], 'subjects')
+"""
+
+_REGISTER = """
+if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return 0 end
+if redis.call('HSETNX', KEYS[3], ARGV[1], 'waiting') == 1 then
+  redis.call('HINCRBY', KEYS[1], 'subjects', 1)
+  redis.call('HINCRBY', KEYS[1], 'lab:' .. ARGV[2] .. ':subjects', 1)
+  redis.call('ZADD', KEYS[4], ARGV[3], ARGV[1])
+end
+return 1
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """What a run was asked to do."""
+
+    run_id: str
+    kind: Literal["recompute", "refresh"]
+    root: str  # the session tree
+    store: str  # URI of the store
+    labs: tuple[str, ...] = ()  # all of them where empty
+    subjects: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()  # just these, as lab/subject: a run that tries again what failed in another
+    started: str = ""  # UTC, ISO 8601
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A subject of a lab; written lab/subject."""
+
+    lab: str
+    subject: str
+
+    def __str__(self) -> str:
+        return f"{self.lab}/{self.subject}"
+
+    @classmethod
+    def parse(cls, text: str) -> Subject:
+        """Return the subject that was written as lab/subject."""
+        lab, _, subject = text.partition("/")
+        return cls(lab=lab, subject=subject)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a subject in a run."""
+
+    state: Literal["done", "unchanged", "failed"]
+    sessions: int = 0  # summarised in this run
+    left_out: tuple[LeftOut, ...] = ()
+    reason: str | None = None  # why it failed
+    cohort: tuple[Mapping[str, Any], ...] = ()  # its rows of the cohort table
+
+    def to_json(self) -> bytes:
+        """Return the outcome as JSON."""
+        return orjson.dumps(self)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Outcome:
+        """Return what :meth:`to_json` wrote."""
+        raw = orjson.loads(data)
+        left_out = tuple(LeftOut(**left) for left in raw["left_out"])
+        return cls(**{**raw, "left_out": left_out, "cohort": tuple(raw["cohort"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a subject under way has to do, as its look found it."""
+
+    pieces: tuple[tuple[str, ...], ...]  # the dates of each message
+    base: str | None  # version of the stored training table
+    left_out: tuple[LeftOut, ...] = ()
+    attempt: int = 0  # looks before this one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands."""
+
+    state: str  # planning, working or ended
+    subjects: int  # found so far
+    ended: int
+    failed: int
+    sessions: int  # summarised so far
+    labs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # lab -> subjects, ended, sessions
+
+
+class Ledger:
+    """The ledger of one Redis.
+
+    Parameters
+    ----------
+    client : redis.Redis
+        Answers in bytes; every method may raise `redis.RedisError` where it is out of reach.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis: Any = client
+        self._deliver = client.register_script(_DELIVER)
+        self._end = client.register_script(_END)
+        self._register = client.register_script(_REGISTER)
+
+    # ---- runs
+
+    def open_run(self, spec: RunSpec) -> None:
+        """Enter a new run; entering it twice changes nothing."""
+        with self._redis.pipeline() as pipe:
+            pipe.hsetnx(_run(spec.run_id), "spec", orjson.dumps(asdict(spec)))
+            pipe.hsetnx(_run(spec.run_id), "subjects", 0)
+            pipe.hsetnx(_run(spec.run_id), "ended", 0)
+            pipe.hsetnx(_run(spec.run_id), "touched", time.time())
+            pipe.zadd(f"{_PREFIX}runs", {spec.run_id: time.time()}, nx=True)
+            pipe.sadd(f"{_PREFIX}open", spec.run_id)
+            pipe.execute()
+
+    def spec(self, run_id: str) -> RunSpec:
+        """Return what a run was asked to do.
+
+        Raises
+        ------
+        PermanentError
+            Where the ledger knows no such run.
+        """
+        data = self._redis.hget(_run(run_id), "spec")
+        if data is None:
+            raise PermanentError(f"no run {run_id!r} in the ledger")
+        raw = orjson.loads(data)
+        return RunSpec(**{**raw, **{name: tuple(raw[name]) for name in ("labs", "subjects", "only")}})
+
+    def run_ids(self) -> list[str]:
+        """Return the runs that the ledger remembers, the latest first."""
+        return [name.decode() for name in self._redis.zrevrange(f"{_PREFIX}runs", 0, -1)]
+
+    def open_runs(self) -> list[str]:
+        """Return the runs that have not ended."""
+        return sorted(name.decode() for name in self._redis.smembers(f"{_PREFIX}open"))
+
+    def is_ended(self, run_id: str) -> bool:
+        """Return whether a run has ended; one that is not known has."""
+        spec, record = self._redis.hmget(_run(run_id), "spec", "record")
+        return spec is None or record is not None
+
+    def stages(self, run_id: str) -> dict[Subject, Stage]:
+        """Return where the subjects stand that have not ended, by lab and subject."""
+        raw = self._redis.hgetall(f"{_run(run_id)}:subjects")
+        return {Subject.parse(key.decode()): value.decode() for key, value in sorted(raw.items())}
+
+    def progress(self, run_id: str) -> Progress:
+        """Return where a run stands, from one request."""
+        raw = {key.decode(): value for key, value in self._redis.hgetall(_run(run_id)).items()}
+        labs: dict[str, dict[str, int]] = {}
+        for key, value in raw.items():
+            if key.startswith("lab:"):
+                _, lab, what = key.split(":")
+                labs.setdefault(lab, {})[what] = int(value)
+        state = "ended" if "record" in raw else "working" if "planned" in raw else "planning"
+        return Progress(
+            state=state,
+            subjects=int(raw.get("subjects", 0)),
+            ended=int(raw.get("ended", 0)),
+            failed=int(raw.get("failed", 0)),
+            sessions=int(raw.get("sessions", 0)),
+            labs=dict(sorted(labs.items())),
+        )
+
+    def advance(self, run_id: str, before: str, after: str) -> bool:
+        """Move the plan on from the subject `before` to `after`; False where it was there or further already."""
+        if self.cursor(run_id) != before:
+            return False
+        self._redis.hset(_run(run_id), mapping={"cursor": after, "touched": time.time()})
+        return True
+
+    def set_planned(self, run_id: str) -> bool:
+        """Note that every subject is registered; return whether all of them have ended already."""
+        self._redis.hset(_run(run_id), mapping={"planned": 1, "touched": time.time()})
+        planned = self.progress(run_id)
+        return planned.ended == planned.subjects
+
+    def stalled(self, run_id: str, before: float) -> Literal["planning", "finishing"] | None:
+        """Return what a run waits for by itself, where nothing has happened to it since `before` (seconds, epoch)."""
+        touched, planned, subjects, ended, record = self._redis.hmget(
+            _run(run_id), "touched", "planned", "subjects", "ended", "record"
+        )
+        if record is not None or touched is None or float(touched) >= before:
+            return None
+        if planned is None:
+            return "planning"
+        return "finishing" if subjects == ended else None
+
+    def cursor(self, run_id: str) -> str:
+        """Return the subject (lab/subject) up to which a run is planned; empty at its start."""
+        return (self._redis.hget(_run(run_id), "cursor") or b"").decode()
+
+    def touch(self, run_id: str) -> None:
+        """Note that something was done for a run as a whole."""
+        self._redis.hset(_run(run_id), "touched", time.time())
+
+    def leave_out(self, run_id: str, left_out: Iterable[LeftOut]) -> None:
+        """Note folders that are no subject's."""
+        for left in left_out:
+            self._redis.hset(f"{_run(run_id)}:left_out", left.session, left.reason)
+
+    def left_out(self, run_id: str) -> list[LeftOut]:
+        """Return the folders that are no subject's, sorted."""
+        raw = self._redis.hgetall(f"{_run(run_id)}:left_out")
+        return [LeftOut(session=key.decode(), reason=value.decode()) for key, value in sorted(raw.items())]
+
+    def outcomes(self, run_id: str) -> dict[Subject, Outcome]:
+        """Return the outcomes of the subjects that have ended, by lab and subject."""
+        raw = self._redis.hgetall(f"{_run(run_id)}:outcomes")
+        return {Subject.parse(key.decode()): Outcome.from_json(value) for key, value in sorted(raw.items())}
+
+    def close_run(self, run_id: str, record: bytes) -> None:
+        """Note a run's record, which ends it; the first record stays. The ledger forgets the run in a week."""
+        with self._redis.pipeline() as pipe:
+            pipe.hsetnx(_run(run_id), "record", record)
+            pipe.srem(f"{_PREFIX}open", run_id)
+            for part in ("", ":outcomes", ":left_out", ":subjects", ":owed"):
+                pipe.expire(_run(run_id) + part, REMEMBERED)
+            pipe.zremrangebyscore(f"{_PREFIX}runs", 0, time.time() - REMEMBERED)
+            pipe.execute()
+
+    def record(self, run_id: str) -> dict[str, Any] | None:
+        """Return the record of a run that has ended, else None."""
+        data = self._redis.hget(_run(run_id), "record")
+        return None if data is None else cast(dict[str, Any], orjson.loads(data))
+
+    # ---- subjects
+
+    def register(self, run_id: str, subjects: Sequence[Subject]) -> None:
+        """Enter subjects into a run as owed; those that are there already stay as they are."""
+        for subject in subjects:
+            run, outcomes, _, owed, stages = self._keys(run_id, subject)
+            self._register(keys=[run, outcomes, stages, owed], args=[str(subject), subject.lab, time.time()])
+
+    def stage(self, run_id: str, subject: Subject) -> Stage | None:
+        """Return where a subject stands; None where it has ended, or is not of the run."""
+        stage = self._redis.hget(f"{_run(run_id)}:subjects", str(subject))
+        return None if stage is None else cast(Stage, stage.decode())
+
+    def begin(self, run_id: str, subject: Subject, work: Work, kept: bytes) -> None:
+        """Note what a subject has to do, and the day summaries that it starts from; earlier work is dropped."""
+        key = _work(run_id, subject)
+        with self._redis.pipeline() as pipe:
+            pipe.unlink(key)
+            pipe.hset(
+                key,
+                mapping={
+                    "work": orjson.dumps(work),
+                    "kept": kept,
+                    "pieces": len(work.pieces),
+                    "delivered": 0,
+                    "attempt": work.attempt,
+                },
+            )
+            self._note(pipe, run_id, subject, "summarising")
+            pipe.execute()
+
+    def work(self, run_id: str, subject: Subject) -> Work | None:
+        """Return what a subject has to do; None where it has not begun, or has ended."""
+        data = self._redis.hget(_work(run_id, subject), "work")
+        if data is None:
+            return None
+        raw = orjson.loads(data)
+        return Work(
+            pieces=tuple(tuple(piece) for piece in raw["pieces"]),
+            base=raw["base"],
+            left_out=tuple(LeftOut(**left) for left in raw["left_out"]),
+            attempt=raw["attempt"],
+        )
+
+    def deliver(self, run_id: str, subject: Subject, *, attempt: int, piece: int, days: bytes, sessions: int) -> bool:
+        """Enter the day summaries of a piece; return whether the subject has all of its pieces now.
+
+        A piece that comes twice counts once, and tells again that all are there: whoever should have sent the next
+        message may have died before. A piece of an earlier attempt is dropped.
+        """
+        run, _, work, owed, _ = self._keys(run_id, subject)
+        missing = self._deliver(
+            keys=[run, work, owed],
+            args=[str(subject), piece, days, sessions, time.time(), subject.lab, attempt],
+        )
+        return int(missing) == 0
+
+    def pieces_missing(self, run_id: str, subject: Subject) -> list[int]:
+        """Return the pieces of a subject that were not delivered yet."""
+        work = self.work(run_id, subject)
+        if work is None:
+            return []
+        there = self._redis.hkeys(_work(run_id, subject))
+        return [piece for piece in range(len(work.pieces)) if f"piece:{piece}".encode() not in there]
+
+    def summaries(self, run_id: str, subject: Subject) -> list[bytes] | None:
+        """Return the day summaries of a subject: those kept, and those of its pieces. None where it has ended."""
+        raw = self._redis.hgetall(_work(run_id, subject))
+        if b"kept" not in raw:
+            return None
+        return [raw[b"kept"], *(value for key, value in sorted(raw.items()) if key.startswith(b"piece:"))]
+
+    def set_statuses(self, run_id: str, subject: Subject, statuses: bytes) -> None:
+        """Enter a subject's statuses, unless it has ended."""
+        if self._redis.hexists(_work(run_id, subject), "kept"):
+            with self._redis.pipeline() as pipe:
+                pipe.hset(_work(run_id, subject), "statuses", statuses)
+                self._note(pipe, run_id, subject, "writing")
+                pipe.execute()
+
+    def statuses(self, run_id: str, subject: Subject) -> bytes | None:
+        """Return a subject's statuses; None where they are not there, or the subject has ended."""
+        return cast("bytes | None", self._redis.hget(_work(run_id, subject), "statuses"))
+
+    def set_stage(self, run_id: str, subject: Subject, stage: Stage) -> None:
+        """Note where a subject under way stands."""
+        with self._redis.pipeline() as pipe:
+            self._note(pipe, run_id, subject, stage)
+            pipe.execute()
+
+    def end(self, run_id: str, subject: Subject, outcome: Outcome) -> bool:
+        """Enter a subject's outcome; return whether the whole run is planned and all of its subjects have ended."""
+        run, outcomes, work, owed, stages = self._keys(run_id, subject)
+        ended = self._end(
+            keys=[run, outcomes, work, owed, stages],
+            args=[str(subject), outcome.to_json(), outcome.state, subject.lab, time.time()],
+        )
+        return bool(ended)
+
+    def owed(self, run_id: str, before: float) -> Iterator[tuple[Subject, Stage]]:
+        """Yield subjects that are owed and to which nothing has happened since `before` (seconds, epoch)."""
+        for name in self._redis.zrangebyscore(f"{_run(run_id)}:owed", "-inf", before):
+            stage = self._redis.hget(f"{_run(run_id)}:subjects", name)
+            if stage is not None:
+                yield Subject.parse(name.decode()), stage.decode()
+
+    def _note(self, pipe: Any, run_id: str, subject: Subject, stage: Stage) -> None:
+        pipe.hset(f"{_run(run_id)}:subjects", str(subject), stage)
+        pipe.zadd(f"{_run(run_id)}:owed", {str(subject): time.time()}, xx=True)
+
+    @staticmethod
+    def _keys(run_id: str, subject: Subject) -> tuple[str, str, str, str, str]:
+        run = _run(run_id)
+        return run, f"{run}:outcomes", _work(run_id, subject), f"{run}:owed", f"{run}:subjects"
+
+
+def _run(run_id: str) -> str:
+    return f"{_PREFIX}run:{run_id}"
+
+
+def _work(run_id: str, subject: Subject) -> str:
+    return f"{_run(run_id)}:work:{subject}"

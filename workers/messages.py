@@ -1,0 +1,86 @@
+"""The messages that lead from one task to the next; their arguments show as a person reads them in Flower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from workers.app import app, priority
+from workers.ledger import Ledger, RunSpec, Subject
+
+
+def send_plan(spec: RunSpec, cursor: str = "") -> None:
+    """Send the task that plans the next subjects of a run, those after `cursor` (lab/subject)."""
+    _send(f"training_status.{spec.kind}", [spec.run_id, cursor], f"{spec.run_id} after {cursor or 'the start'}")
+
+
+def send_look(spec: RunSpec, subject: Subject, attempt: int) -> None:
+    """Send the task that looks at one subject again, after `attempt` looks."""
+    _send(
+        f"training_status.{spec.kind}",
+        [spec.run_id, "", str(subject), attempt],
+        f"{subject} again, look {attempt + 1}",
+    )
+
+
+def send_summarise(run_id: str, subject: Subject, attempt: int, piece: int, dates: Sequence[str]) -> None:
+    """Send the task that summarises some days of a subject."""
+    _send(
+        "training_status.summarise_days",
+        [run_id, str(subject), attempt, piece, list(dates)],
+        f"{subject} {dates[0]}..{dates[-1]}",
+    )
+
+
+def send_statuses(run_id: str, subject: Subject) -> None:
+    """Send the chain that computes a subject's statuses and writes its tables."""
+    statuses = _signature("training_status.compute_statuses", [run_id, str(subject)], str(subject))
+    write = _signature("training_status.write_tables", [run_id, str(subject)], str(subject))
+    (statuses | write).apply_async(priority=priority("training_status.compute_statuses"))
+
+
+def send_write(run_id: str, subject: Subject) -> None:
+    """Send the task that writes a subject's tables."""
+    _send("training_status.write_tables", [run_id, str(subject)], str(subject))
+
+
+def send_finish(run_id: str) -> None:
+    """Send the task that ends a run."""
+    _send("training_status.finish_run", [run_id], run_id)
+
+
+def send_owed(ledger: Ledger, spec: RunSpec, before: float) -> int:
+    """Send once more what a run owes and to which nothing has happened since `before`; return how many subjects.
+
+    Harmless where the message was not lost but is slow: every task can run twice.
+    """
+    waits_for = ledger.stalled(spec.run_id, before)
+    if waits_for:
+        ledger.touch(spec.run_id)
+    if waits_for == "planning":
+        send_plan(spec, ledger.cursor(spec.run_id))
+    elif waits_for == "finishing":
+        send_finish(spec.run_id)
+    count = 0
+    for subject, stage in list(ledger.owed(spec.run_id, before)):
+        ledger.set_stage(spec.run_id, subject, stage)  # so that the next round waits again
+        work = ledger.work(spec.run_id, subject)
+        if stage == "waiting" or work is None:
+            send_look(spec, subject, work.attempt if work else 0)
+        elif missing := ledger.pieces_missing(spec.run_id, subject):
+            for piece in missing:
+                send_summarise(spec.run_id, subject, work.attempt, piece, work.pieces[piece])
+        else:
+            send_statuses(spec.run_id, subject)
+        count += 1
+    return count
+
+
+def _signature(name: str, args: list[Any], shown: str) -> Any:
+    return app.signature(
+        name, args=args, immutable=True, options={"priority": priority(name), "argsrepr": shown, "kwargsrepr": ""}
+    )
+
+
+def _send(name: str, args: list[Any], shown: str) -> None:
+    _signature(name, args, shown).apply_async()

@@ -1,0 +1,53 @@
+"""Send again what runs owe: what every worker does now and then, and whoever watches a run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import redis
+from celery.signals import worker_ready
+from kombu.exceptions import OperationalError
+
+from workers import messages
+from workers.broker import connect
+from workers.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+#: Seconds without any news from a subject after which what it waits for is sent again.
+PATIENCE = 60.0
+
+
+def reconcile(ledger: Ledger, patience: float) -> int:
+    """Send again what the open runs owe and have not heard of for `patience` seconds; return for how many subjects."""
+    before = time.time() - patience
+    return sum(messages.send_owed(ledger, ledger.spec(run_id), before) for run_id in ledger.open_runs())
+
+
+def reconcile_regularly(broker: str, patience: float) -> None:
+    """Have the worker of this process reconcile for as long as it runs, in its main process.
+
+    Several workers do so beside each other: what one has sent again is news, and the others find nothing owed.
+
+    Parameters
+    ----------
+    broker : str
+        URL of the Redis with the ledger.
+    patience : float
+        Seconds, as for :func:`reconcile`; also the time between two looks.
+    """
+    ledger = Ledger(connect(broker))
+
+    def look() -> None:
+        try:
+            if sent := reconcile(ledger, patience):
+                log.warning("sent again what %d subjects were waiting for", sent)
+        except (redis.RedisError, OperationalError) as error:
+            log.warning("cannot look for what is owed: %s", error)
+
+    def on_ready(sender: Any, **_: Any) -> None:
+        sender.timer.call_repeatedly(patience, look)
+
+    worker_ready.connect(on_ready, weak=False)

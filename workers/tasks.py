@@ -1,0 +1,272 @@
+"""The tasks of a subject: thin, a call of `core` each, between reading the ledger and writing it.
+
+    summarise_days (one or more, in parallel) -> compute_statuses -> write_tables -> finish_run (after the last)
+
+Every task can be delivered twice, or after its run has ended: it finds in the ledger that nothing is left to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import wraps
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+import redis
+from celery.exceptions import SoftTimeLimitExceeded
+from kombu.exceptions import OperationalError
+
+from core.discover import find_sessions
+from core.errors import CorruptTable, PermanentError, StoreConflict, TransientError
+from core.records import DayStatus, DaySummary, Verdict, days_from_json, days_to_json
+from core.schema import SCHEMA_VERSION, SOFTWARE_VERSION
+from core.status import compute_statuses as statuses_of
+from core.storage.base import update
+from core.summarise import summarise
+from core.synchronise import load_days, put_tables
+from core.tables import COHORT_KEY, build_tables, cohort_rows, merge_cohort, run_key, subject_keys
+from workers import messages, retry
+from workers.app import app
+from workers.context import context
+from workers.ledger import Outcome, RunSpec, Subject
+
+log = logging.getLogger(__name__)
+
+#: Looks at a subject in one run: each is one writer that was faster.
+MAX_LOOKS = 10
+
+
+#: What the disk says that another try will hear again.
+PERMANENT_OS_ERRORS = (PermissionError, FileNotFoundError, NotADirectoryError)
+#: What may pass: our own errors of that type, Redis out of reach, a message that could not be sent, a disk's hiccup.
+TRANSIENT = (TransientError, redis.RedisError, OperationalError, OSError)
+
+
+def try_again(task: Any, what: str, error: Exception) -> None:
+    """Send the task once more after a while, by raising Celery's `Retry`; return where its tries are used up."""
+    if task.request.retries >= retry.MAX_RETRIES:
+        return
+    log.warning("%s %s: %s: another try follows", task.name, what, error)
+    countdown = retry.delay(task.request.retries + 1, random.random())
+    raise task.retry(exc=error, countdown=countdown, max_retries=retry.MAX_RETRIES) from error
+
+
+def subject_task(function: Callable[..., None]) -> Callable[..., None]:
+    """Make the task of a subject: faults that may pass are tried again, all others end the subject as failed.
+
+    Parameters
+    ----------
+    function : callable
+        Takes the bound task, the run's specification, the subject, and what else its message holds.
+    """
+
+    @wraps(function)
+    def run(task: Any, run_id: str, name: str, *args: Any) -> None:
+        subject = Subject.parse(name)
+        ledger = context().ledger
+        try:
+            if ledger.stage(run_id, subject) is None:
+                log.info("%s %s: nothing left to do in run %s", task.name, subject, run_id)
+                return
+            function(task, ledger.spec(run_id), subject, *args)
+        except (PermanentError, *PERMANENT_OS_ERRORS) as error:
+            fail(run_id, subject, str(error))
+        except TRANSIENT as error:
+            try_again(task, str(subject), error)
+            fail(run_id, subject, f"{error} (after {retry.MAX_RETRIES + 1} tries)")
+        except SoftTimeLimitExceeded:
+            fail(run_id, subject, f"{task.name} took longer than its time limit")
+        except Exception as error:
+            # A fault of ours: the subject is failed with its reason, the other subjects go on.
+            log.exception("%s %s", task.name, subject)
+            fail(run_id, subject, f"{task.name}: {type(error).__name__}: {error}")
+
+    return run
+
+
+def fail(run_id: str, subject: Subject, reason: str) -> None:
+    """End a subject as failed."""
+    log.error("%s failed: %s", subject, reason)
+    end_subject(run_id, subject, Outcome(state="failed", reason=reason.splitlines()[0] if reason else "unknown"))
+
+
+def end_subject(run_id: str, subject: Subject, outcome: Outcome) -> None:
+    """Enter a subject's outcome; the last one's end is followed by the run's."""
+    if context().ledger.end(run_id, subject, outcome):
+        messages.send_finish(run_id)
+
+
+@app.task(bind=True, name="training_status.summarise_days")
+@subject_task
+def summarise_days(task: Any, spec: RunSpec, subject: Subject, attempt: int, piece: int, dates: list[str]) -> None:
+    """Load and summarise some days of a subject; the last piece to come in sends the subject on."""
+    ledger = context().ledger
+    sessions, _ = find_sessions(Path(spec.root), subject.lab, subject.subject, dates)
+    days = summarise(load_days(sessions))
+    complete = ledger.deliver(
+        spec.run_id,
+        subject,
+        attempt=attempt,
+        piece=piece,
+        days=days_to_json(days),
+        sessions=sum(len(paths) for paths in sessions.values()),
+    )
+    if complete:
+        ledger.set_stage(spec.run_id, subject, "computing")
+        messages.send_statuses(spec.run_id, subject)
+
+
+@app.task(bind=True, name="training_status.compute_statuses")
+@subject_task
+def compute_statuses(task: Any, spec: RunSpec, subject: Subject) -> None:
+    """Compute a subject's statuses over all of its days, in date order."""
+    days = _days(spec, subject)
+    if days is not None:
+        context().ledger.set_statuses(spec.run_id, subject, orjson.dumps(statuses_of(days)))
+
+
+@app.task(bind=True, name="training_status.write_tables")
+@subject_task
+def write_tables(task: Any, spec: RunSpec, subject: Subject) -> None:
+    """Build a subject's tables, put them into the store, and end the subject."""
+    ledger = context().ledger
+    days, work = _days(spec, subject), ledger.work(spec.run_id, subject)
+    raw = ledger.statuses(spec.run_id, subject)
+    if days is None or work is None or raw is None:
+        return
+    dates = {date for piece in work.pieces for date in piece}
+    left_out = (*work.left_out, *(left for day in days if day.date in dates for left in day.left_out))
+    done = sum(len(day.inputs) for day in days if day.date in dates)
+    statuses = _statuses(raw)
+    if not statuses:
+        # Nothing that was good is overwritten by nothing.
+        end_subject(spec.run_id, subject, Outcome(state="done", sessions=done, left_out=left_out))
+        return
+    tables = build_tables(subject.lab, subject.subject, days, statuses)
+    keys = subject_keys(subject.lab, subject.subject)
+    try:
+        put_tables(context().store(spec.store), keys, tables, work.base)
+    except StoreConflict:
+        if work.attempt + 1 >= MAX_LOOKS:
+            raise
+        log.warning("%s: somebody else wrote first, looking again", subject)
+        ledger.set_stage(spec.run_id, subject, "waiting")
+        messages.send_look(spec, subject, work.attempt + 1)
+        return
+    outcome = Outcome(state="done", sessions=done, left_out=left_out, cohort=tables.cohort)
+    end_subject(spec.run_id, subject, outcome)
+
+
+@app.task(bind=True, name="training_status.finish_run")
+def finish_run(task: Any, run_id: str) -> None:
+    """Write the cohort table and the run's record; the run has ended with it."""
+    ledger = context().ledger
+    if ledger.is_ended(run_id):
+        return
+    try:
+        spec = ledger.spec(run_id)
+        outcomes = ledger.outcomes(run_id)
+        store = context().store(spec.store)
+        rows = [row for outcome in outcomes.values() for row in outcome.cohort]
+
+        def merged(stored: bytes | None) -> bytes | None:
+            try:
+                return merge_cohort(stored, rows) if rows or stored is None else None
+            except CorruptTable as error:
+                log.warning("%s: built anew from the stored tables", error)
+                return merge_cohort(None, [*_stored_cohort(spec), *rows])
+
+        update(store, COHORT_KEY, merged)
+        data = orjson.dumps(_record(spec, outcomes), option=orjson.OPT_INDENT_2)
+        update(store, run_key(run_id), lambda stored: data if stored is None else None)
+        ledger.close_run(run_id, data)
+    except (PermanentError, *PERMANENT_OS_ERRORS) as error:
+        close_with_error(run_id, str(error))
+    except TRANSIENT as error:
+        try_again(task, run_id, error)
+        close_with_error(run_id, f"{error} (after {retry.MAX_RETRIES + 1} tries)")
+
+
+def close_with_error(run_id: str, reason: str) -> None:
+    """End a run that cannot go on as a whole; its record, with the reason, is in the ledger alone."""
+    log.error("run %s: %s", run_id, reason)
+    ledger = context().ledger
+    ledger.close_run(run_id, orjson.dumps(_record(ledger.spec(run_id), ledger.outcomes(run_id), error=reason)))
+
+
+def _days(spec: RunSpec, subject: Subject) -> list[DaySummary] | None:
+    parts = context().ledger.summaries(spec.run_id, subject)
+    return None if parts is None else [day for part in parts for day in days_from_json(part)]
+
+
+def _statuses(data: bytes) -> list[DayStatus]:
+    def verdict(raw: dict[str, Any]) -> Verdict:
+        return Verdict(**{**raw, "value": float("nan") if raw["value"] is None else raw["value"]})
+
+    return [
+        DayStatus(**{**raw, "verdicts": tuple(verdict(item) for item in raw["verdicts"])}) for raw in orjson.loads(data)
+    ]
+
+
+def _stored_cohort(spec: RunSpec) -> list[dict[str, Any]]:
+    """Return the cohort rows of every training table in the store."""
+    store = context().store(spec.store)
+    rows: list[dict[str, Any]] = []
+    for key in store.keys("resources/training/"):
+        if key.endswith("/training.pqt") and (stored := store.get(key)):
+            lab, subject = key.split("/")[2:4]
+            try:
+                rows += cohort_rows(lab, subject, stored.data, key)
+            except CorruptTable as error:
+                log.warning("%s: left out of the cohort table", error)
+    return rows
+
+
+def _record(spec: RunSpec, outcomes: dict[Subject, Outcome], error: str | None = None) -> dict[str, Any]:
+    """Return what a run did, for people and for monitoring."""
+    states = [outcome.state for outcome in outcomes.values()]
+    left_out = [
+        {"lab": subject.lab, "subject": subject.subject, "session": left.session, "reason": left.reason}
+        for subject, outcome in outcomes.items()
+        for left in outcome.left_out
+    ]
+    folders = context().ledger.left_out(spec.run_id)
+    return {
+        "run_id": spec.run_id,
+        "kind": spec.kind,
+        "root": spec.root,
+        "store": spec.store,
+        "labs": spec.labs,
+        "subjects": spec.subjects,
+        "only": spec.only,
+        "error": error,
+        "started": spec.started,
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "counts": {
+            "subjects": len(states),
+            "done": states.count("done"),
+            "unchanged": states.count("unchanged"),
+            "failed": states.count("failed"),
+            "sessions": sum(outcome.sessions for outcome in outcomes.values()),
+            "left_out": len(left_out) + len(folders),
+        },
+        "failed": [
+            {"lab": subject.lab, "subject": subject.subject, "reason": outcome.reason}
+            for subject, outcome in outcomes.items()
+            if outcome.state == "failed"
+        ],
+        "left_out": left_out,
+        "folders_left_out": [{"folder": left.session, "reason": left.reason} for left in folders],
+        "versions": {
+            "training-status": SOFTWARE_VERSION,
+            "schema": SCHEMA_VERSION,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("celery", "numpy", "pandas", "pyarrow", "scipy")},
+        },
+    }
