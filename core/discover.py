@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from stat import S_ISDIR
 
 from core.errors import ConfigurationError, InvalidName
 from core.names import SUBJECTS_FOLDER, check_date, check_lab, check_number, check_subject
@@ -23,6 +24,8 @@ _SETTINGS = re.compile(r"_iblrig_taskSettings\.raw.*\.json")
 _TASK_DATA = re.compile(r"_iblrig_taskData\.raw.*\.jsonable")
 _DESCRIPTION = re.compile(r"_ibl_experiment\.description.*\.yaml")
 _REVISION = re.compile(r"#.+#")
+#: Why a folder cannot be listed, where another try will hear the same.
+_CLOSED = (PermissionError, FileNotFoundError, NotADirectoryError)
 #: Trials lie in ``alf`` or one collection below it; a revision may lie below that.
 _ALF_DEPTH = 3
 
@@ -43,7 +46,7 @@ def check_root(root: Path) -> Path:
 
 
 def find_labs(root: Path, wanted: Sequence[str] = ()) -> tuple[list[str], list[LeftOut]]:
-    """Return the labs of a session tree, sorted, and the folders whose names cannot be a lab's.
+    """Return the labs of a session tree, sorted, and the folders that cannot be a lab's by their names or are closed.
 
     A lab's server may hold ``<root>/Subjects`` with no lab above it; the lab is then the one that `wanted` names,
     never a guess.
@@ -66,12 +69,22 @@ def find_labs(root: Path, wanted: Sequence[str] = ()) -> tuple[list[str], list[L
         if len(wanted) != 1:
             raise ConfigurationError(f"{root / SUBJECTS_FOLDER} names no lab: name it with one --lab")
         return wanted, []
-    found = [name for name in _folders(root) if (root / name / SUBJECTS_FOLDER).is_dir()]
+    found: list[str] = []
+    closed: list[LeftOut] = []
+    for name in _folders(root):
+        try:
+            if S_ISDIR(os.stat(root / name / SUBJECTS_FOLDER).st_mode):
+                found.append(name)
+        except PermissionError as error:
+            closed.append(_closed(ascii(name)[1:-1], error))
+        except OSError:  # it has no such folder
+            continue
     if missing := [lab for lab in wanted if lab not in found]:
         raise ConfigurationError(f"no lab {missing[0]!r} in {root}: it has {', '.join(found) or 'none'}")
     if not found:
         raise ConfigurationError(f"no <lab>/{SUBJECTS_FOLDER} folder in {root}: is it a session tree?")
-    return _checked(check_lab, wanted or found, "")
+    good, odd = _checked(check_lab, wanted or found, "")
+    return good, [*odd, *([] if wanted else closed)]
 
 
 def subjects_folder(root: Path, lab: str) -> Path:
@@ -81,7 +94,7 @@ def subjects_folder(root: Path, lab: str) -> Path:
 
 
 def find_subjects(root: Path, lab: str, wanted: Sequence[str] = ()) -> tuple[list[str], list[LeftOut]]:
-    """Return the subjects of a lab, sorted, and the folders whose names cannot be a subject's.
+    """Return the subjects of a lab, sorted, and the folders whose names cannot be a subject's, or the lab if closed.
 
     Parameters
     ----------
@@ -92,7 +105,10 @@ def find_subjects(root: Path, lab: str, wanted: Sequence[str] = ()) -> tuple[lis
     wanted : sequence of str
         Subjects to keep; all of them where it is empty.
     """
-    names = _folders(subjects_folder(root, lab))
+    try:
+        names = _folders(subjects_folder(root, lab))
+    except _CLOSED as error:
+        return [], [_closed(lab, error)]
     return _checked(check_subject, [name for name in names if not wanted or name in wanted], f"{lab}/")
 
 
@@ -128,8 +144,8 @@ def find_sessions(
             continue
         try:
             numbers = _folders(folder / date)
-        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
-            odd.append(LeftOut(session=date, reason=f"folder left out: it cannot be listed: {error.strerror}"))
+        except _CLOSED as error:
+            odd.append(_closed(date, error))
             continue
         for number in numbers:
             try:
@@ -174,6 +190,10 @@ def find_files(session: Path) -> SessionFiles:
         trials=trials,
         fingerprint=digest,
     )
+
+
+def _closed(folder: str, error: OSError) -> LeftOut:
+    return LeftOut(session=folder, reason=f"folder left out: it cannot be listed: {error.strerror}")
 
 
 def _checked(check: Callable[[str], str], names: Sequence[str], prefix: str) -> tuple[list[str], list[LeftOut]]:

@@ -36,7 +36,10 @@ _TAIL = 1 << 16
 
 _NO_JSON = re.compile(rb"-?Infinity|NaN")
 
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FAST_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+#: Experiment descriptions have a kilobyte or two. The fast reader ends the process on brackets nested some ten thousand
+#: deep; the other raises, and reads what is longer than this.
+_SHORT_YAML = 1 << 13
 #: What the readers of YAML, Parquet and .npy files raise on broken ones, by trial. A named list, because what ends a
 #: task from outside, such as its time limit, must not be taken for a broken file.
 _BROKEN = (
@@ -148,7 +151,7 @@ def raw_collections(files: SessionFiles) -> list[str]:
         return [collection for collection in sorted(files.settings) if collection != _PASSIVE]
     content = files.description.read_bytes()
     try:
-        description = yaml.load(content, Loader=_YAML) or {}
+        description = yaml.load(content, Loader=_FAST_YAML if len(content) < _SHORT_YAML else yaml.SafeLoader) or {}
         tasks = [
             (str(protocol), (details or {}).get("collection"))
             for entry in description.get("tasks") or []

@@ -89,7 +89,15 @@ def begin_subject(task: Any, spec: RunSpec, subject: Subject, attempt: int) -> N
     """Look at a subject: end it where nothing has changed, else send its days to be summarised."""
     ledger, store = context().ledger, context().store(spec.store)
     keys = subject_keys(subject.lab, subject.subject)
-    seen = look(Path(spec.root), subject.lab, subject.subject, store, keys, everything=spec.kind == "recompute")
+    seen = look(
+        Path(spec.root),
+        subject.lab,
+        subject.subject,
+        store,
+        keys,
+        everything=spec.kind == "recompute",
+        again=attempt > 0,
+    )
     if seen.unchanged:
         rows = cohort_rows(subject.lab, subject.subject, seen.table, keys.training) if seen.table else ()
         end_subject(spec.run_id, subject, Outcome(state="unchanged", left_out=seen.left_out, cohort=tuple(rows)))

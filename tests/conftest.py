@@ -18,12 +18,12 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def broker(redis_url: str) -> Iterator[str]:
+def broker(redis_url: str) -> str:
     """The URL of a Redis that is empty."""
     client = connect(redis_url)
     client.flushall()
     client.close()
-    yield redis_url
+    return redis_url
 
 
 @pytest.fixture

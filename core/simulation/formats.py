@@ -138,9 +138,7 @@ def _intervals(onset: NDArray[Any], response: NDArray[Any]) -> NDArray[Any]:
     return np.column_stack((np.concatenate(([0.0], ends[:-1])), ends))
 
 
-def write_trials(
-    collection_dir: Path, trials: Trials, layout: Layout = "table", *, quirks: Quirks = REGULAR
-) -> None:
+def write_trials(collection_dir: Path, trials: Trials, layout: Layout = "table", *, quirks: Quirks = REGULAR) -> None:
     """Write extracted trials into a collection, as the extractors do.
 
     Parameters

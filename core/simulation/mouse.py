@@ -270,9 +270,7 @@ def _trials(name: str, skill: Skill, delay: int, rng: np.random.Generator) -> di
     return draw_trials(skill, rng, blocks=name != Stage.TRAINING.value, delay=delay)
 
 
-def draw_trials(
-    skill: Skill, rng: np.random.Generator, *, blocks: bool, delay: float = 0.0
-) -> dict[str, NDArray[Any]]:
+def draw_trials(skill: Skill, rng: np.random.Generator, *, blocks: bool, delay: float = 0.0) -> dict[str, NDArray[Any]]:
     """Let a mouse do its trials.
 
     Parameters

@@ -52,9 +52,7 @@ def simulate(
     written = 0
     for lab in range(labs):
         for subject in range(subjects):
-            subject_dir = (
-                directory / f"simlab{lab + 1:02d}" / "Subjects" / f"SIM{lab + 1:02d}_{subject + 1:03d}"
-            )
+            subject_dir = directory / f"simlab{lab + 1:02d}" / "Subjects" / f"SIM{lab + 1:02d}_{subject + 1:03d}"
             for session in Mouse(lab_index=lab, subject_index=subject, seed=seed).sessions(days):
                 write_session(
                     subject_dir / f"{session.start:%Y-%m-%d}" / f"{session.number:03d}",
