@@ -429,9 +429,7 @@ def test_uuid_names(tmp_path: Path) -> None:
     for place in (session, other):
         write_session(place, tasks=[("x", some_trials())], start=START, quirks=Quirks(uuid_names=True))
     names = [path.name for path in session.rglob("*.*") if path.is_file() and path.suffix != ".yaml"]
-    pattern = (
-        r".+\.[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\.(npy|pqt|json|jsonable)"
-    )
+    pattern = r".+\.[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\.(npy|pqt|json|jsonable)"
     assert len(names) == len(set(names)) == 5
     assert all(re.fullmatch(pattern, name) for name in names)
     assert contents(session) == contents(other)
@@ -531,9 +529,7 @@ def test_raw_trials_tell_times_and_outcomes(tmp_path: Path) -> None:
     }
     np.testing.assert_array_equal(np.isfinite(entered["correct"]), trials["feedbackType"] == 1)
     np.testing.assert_array_equal(np.isfinite(entered["no_go"]), trials["choice"] == 0)
-    responses = [
-        trial["Trial start timestamp"] + trial["States timestamps"]["closed_loop"][0][1] for trial in bpod
-    ]
+    responses = [trial["Trial start timestamp"] + trial["States timestamps"]["closed_loop"][0][1] for trial in bpod]
     np.testing.assert_allclose(responses, trials["response_times"], atol=2e-4)
     assert [line["trial_num"] for line in lines] == list(range(600))
 
