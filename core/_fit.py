@@ -80,7 +80,7 @@ class Counts:
 
 def total(terms: Array) -> Array:
     """Sum over the first axis in its order, so that the width of the others never shows in the last bit."""
-    result = terms[0].copy()
+    result: Array = terms[0].copy()
     for term in terms[1:]:
         result += term
     return result

@@ -199,7 +199,7 @@ def _side_by_side(
     fresh[1:] = (x[1:] != x[:-1]) | (owner[1:] != owner[:-1])
     entry = np.cumsum(fresh) - 1
     # counts are whole, so their sums are exact in any order
-    n, k = np.bincount(entry, n), np.bincount(entry, k)
+    n, k = np.bincount(entry, n).astype(np.float64), np.bincount(entry, k).astype(np.float64)
     x, owner = x[fresh], owner[fresh]
 
     size = np.bincount(owner, minlength=problems)
