@@ -5,12 +5,13 @@ PEER := .venv-peer
 BIN := $(VENV)/bin
 DEMO := demo-data
 
-.PHONY: demo install test lint unit peer parity bench clean help
+.PHONY: demo install test lint unit peer faults parity clean help
 
 help:
 	@echo "make demo    simulate 12 mice, add a real one, compute and show their status (again: refresh)"
 	@echo "make test    lint, types and all tests, under pandas 3 and, beside ibllib, under pandas 2"
-	@echo "make lint    ruff and mypy;    make unit    the quick tests;    make parity    a large comparison with ibllib"
+	@echo "make lint    ruff and mypy;    make unit    the quick tests;    make faults    all that can be killed or fail"
+	@echo "make parity  a large comparison with ibllib"
 
 # ---- environments
 
@@ -64,8 +65,11 @@ peer: $(PEER)/.dev
 	$(PEER)/bin/pytest -n 2 tests/unit tests/property tests/golden
 
 test: lint $(PEER)/.dev
-	$(PEER)/bin/pytest -n 2 tests/unit tests/property tests/golden
-	$(BIN)/pytest -n 2 tests
+	$(PEER)/bin/pytest -n 2 --dist loadfile tests/unit tests/property tests/golden
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" tests
+
+faults: $(VENV)/.dev
+	$(BIN)/pytest -n 2 tests/faults
 
 parity: $(PEER)/.dev
 	$(PEER)/bin/python -m bench.parity --mice 100 --days 14 --seeds 3 --processes 2

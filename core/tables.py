@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core import schema
-from core.errors import CorruptTable
+from core.errors import CorruptTable, PermanentError
 from core.names import check_lab, check_subject
 from core.records import DayStatus, DaySummary, LeftOut, Measures, SessionSummary, days_from_json, days_to_json
 from core.status import failed_sessions
@@ -181,7 +181,11 @@ def merge_cohort(data: bytes | None, rows: Iterable[Mapping[str, Any]]) -> bytes
     ------
     CorruptTable
         Where `data` is no cohort table.
+    PermanentError
+        Where it was written by a later version, which this one must not overwrite.
     """
+    if data is not None:
+        _refuse_newer(data, COHORT_KEY)
     new = list(rows)
     renewed = {(row["lab"], row["subject"]) for row in new}
     old = _read_as(schema.COHORT, data, COHORT_KEY).to_pylist() if data is not None else []
@@ -191,6 +195,19 @@ def merge_cohort(data: bytes | None, rows: Iterable[Mapping[str, Any]]) -> bytes
     )
     table = pa.Table.from_pylist(merged, schema=schema.COHORT)
     return _write(table, {"schema_version": schema.SCHEMA_VERSION, "software_version": schema.SOFTWARE_VERSION})
+
+
+def _refuse_newer(data: bytes, key: str) -> None:
+    try:
+        told = orjson.loads(pq.read_schema(pa.BufferReader(data)).metadata[_METADATA])
+        version = int(told["schema_version"])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return  # no table of ours: who reads it says so
+    if version > schema.SCHEMA_VERSION:
+        raise PermanentError(
+            f"{key} was written with schema version {version}, this is schema version {schema.SCHEMA_VERSION}: "
+            "upgrade this installation"
+        )
 
 
 def _read_as(wanted: pa.Schema, data: bytes, key: str) -> pa.Table:

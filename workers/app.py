@@ -5,8 +5,14 @@ The reason of each setting stands beside it; the measurements behind them are in
 
 from __future__ import annotations
 
-import kombu.transport.redis  # noqa: F401  now, and not amid the first message, where Ctrl-C would break it
+import logging
+from queue import Empty
+from typing import Any
+
+import kombu.transport.redis as redis_transport  # now, and not amid the first message, where Ctrl-C would break it
 from celery import Celery
+
+log = logging.getLogger(__name__)
 
 #: A task is a second or so of work; one that runs this long is stuck, and its worker is told so, then killed.
 SOFT_TIME_LIMIT = 600
@@ -24,6 +30,21 @@ PRIORITIES = {
     "training_status.recompute": 4,
     "training_status.refresh": 4,
 }
+
+
+class _Channel(redis_transport.Channel):
+    """A channel that outlives what is no message: raised, the error would end the worker, and the next one after it."""
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)  # type: ignore[misc]  # not in the stubs
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log.error("what is no message was dropped: %s: %s", type(error).__name__, str(error)[:80])
+            raise Empty from None
+
+
+# kombu takes the channel's class from its transport; there is no setting for it.
+redis_transport.Transport.Channel = _Channel
 
 app = Celery("training_status")
 app.conf.update(

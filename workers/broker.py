@@ -39,14 +39,19 @@ def connect(broker: str) -> redis.Redis:
         database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
         url = f"unix://{parts.netloc}{parts.path}?db={database}"
     retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=2.0), retries=6)
-    return redis.Redis.from_url(
-        url,
-        retry=retry,
-        retry_on_error=[redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError],
-        socket_timeout=10,
-        socket_connect_timeout=5,
-        health_check_interval=30,
-    )
+    try:
+        client = redis.Redis.from_url(
+            url,
+            retry=retry,
+            retry_on_error=[redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError],
+            socket_timeout=10,
+            socket_connect_timeout=5,
+            health_check_interval=30,
+        )
+        client.connection_pool.make_connection()  # which reads the URL's options, and connects to nothing
+    except (ValueError, TypeError, redis.RedisError):  # their texts repeat what the URL holds
+        raise ConfigurationError("the broker's URL has an option or a database that is none of Redis's") from None
+    return client
 
 
 def without_password(broker: str) -> str:

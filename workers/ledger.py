@@ -16,6 +16,7 @@ dies in between, `owed` tells what to send once more.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,6 +37,7 @@ Stage = Literal["waiting", "summarising", "computing", "writing"]
 # A piece counts once, however often it is delivered; not at all once its subject has ended or has begun again.
 _DELIVER = """
 if redis.call('HGET', KEYS[2], 'attempt') ~= ARGV[7] then return -1 end
+if redis.call('HGET', KEYS[2], 'dates:' .. ARGV[2]) ~= ARGV[8] then return -1 end
 if redis.call('HSETNX', KEYS[2], 'piece:' .. ARGV[2], ARGV[3]) == 1 then
   redis.call('HINCRBY', KEYS[1], 'sessions', ARGV[4])
   redis.call('HINCRBY', KEYS[1], 'lab:' .. ARGV[6] .. ':sessions', ARGV[4])
@@ -67,6 +69,33 @@ if redis.call('HSETNX', KEYS[3], ARGV[1], 'waiting') == 1 then
   redis.call('HINCRBY', KEYS[1], 'lab:' .. ARGV[2] .. ':subjects', 1)
   redis.call('ZADD', KEYS[4], ARGV[3], ARGV[1])
 end
+return 1
+"""
+
+
+# Whoever comes after a subject's end does not bring it back.
+_SET_STAGE = """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 0 end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[3], 'XX', ARGV[3], ARGV[1])
+return 1
+"""
+
+_BEGIN = """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 0 end
+redis.call('UNLINK', KEYS[4])
+redis.call('HSET', KEYS[4], unpack(ARGV, 3))
+redis.call('HSET', KEYS[2], ARGV[1], 'summarising')
+redis.call('ZADD', KEYS[3], 'XX', ARGV[2], ARGV[1])
+return 1
+"""
+
+# Statuses belong to the look whose days they were computed from.
+_SET_STATUSES = """
+if redis.call('HGET', KEYS[4], 'look') ~= ARGV[3] then return 0 end
+redis.call('HSET', KEYS[4], 'statuses', ARGV[4])
+redis.call('HSET', KEYS[2], ARGV[1], 'writing')
+redis.call('ZADD', KEYS[3], 'XX', ARGV[2], ARGV[1])
 return 1
 """
 
@@ -135,6 +164,16 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Produced:
+    """All that a subject under way has, once its last piece is there; read at one moment."""
+
+    look: str  # names the look that it comes from
+    work: Work
+    days: tuple[bytes, ...]  # day summaries: those kept, and those of the pieces
+    statuses: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a run stands."""
 
@@ -160,6 +199,9 @@ class Ledger:
         self._deliver = client.register_script(_DELIVER)
         self._end = client.register_script(_END)
         self._register = client.register_script(_REGISTER)
+        self._set_stage = client.register_script(_SET_STAGE)
+        self._begin = client.register_script(_BEGIN)
+        self._set_statuses = client.register_script(_SET_STATUSES)
 
     # ---- runs
 
@@ -237,6 +279,11 @@ class Ledger:
         planned = self.progress(run_id)
         return planned.ended == planned.subjects
 
+    def is_complete(self, run_id: str) -> bool:
+        """Return whether a run is planned and all of its subjects have ended."""
+        planned, subjects, ended = self._redis.hmget(_run(run_id), "planned", "subjects", "ended")
+        return planned is not None and subjects == ended
+
     def stalled(self, run_id: str, before: float) -> Literal["planning", "finishing"] | None:
         """Return what a run waits for by itself, where nothing has happened to it since `before` (seconds, epoch)."""
         touched, planned, subjects, ended, record = self._redis.hmget(
@@ -276,7 +323,7 @@ class Ledger:
         with self._redis.pipeline() as pipe:
             pipe.hsetnx(_run(run_id), "record", record)
             pipe.srem(f"{_PREFIX}open", run_id)
-            for part in ("", ":outcomes", ":left_out", ":subjects", ":owed"):
+            for part in ("", ":outcomes", ":left_out", ":subjects", ":owed", ":steps"):
                 pipe.expire(_run(run_id) + part, REMEMBERED)
             pipe.zremrangebyscore(f"{_PREFIX}runs", 0, time.time() - REMEMBERED)
             pipe.execute()
@@ -301,45 +348,43 @@ class Ledger:
 
     def begin(self, run_id: str, subject: Subject, work: Work, kept: bytes) -> None:
         """Note what a subject has to do, and the day summaries that it starts from; earlier work is dropped."""
-        key = _work(run_id, subject)
-        with self._redis.pipeline() as pipe:
-            pipe.unlink(key)
-            pipe.hset(
-                key,
-                mapping={
-                    "work": orjson.dumps(work),
-                    "kept": kept,
-                    "pieces": len(work.pieces),
-                    "delivered": 0,
-                    "attempt": work.attempt,
-                },
-            )
-            self._note(pipe, run_id, subject, "summarising")
-            pipe.execute()
+        fields: dict[str, bytes | str | int] = {
+            "work": orjson.dumps(work),
+            "kept": kept,
+            "pieces": len(work.pieces),
+            "delivered": 0,
+            "attempt": work.attempt,
+            "look": secrets.token_hex(8),
+            **{f"dates:{piece}": orjson.dumps(dates) for piece, dates in enumerate(work.pieces)},
+        }
+        pairs = [item for pair in fields.items() for item in pair]
+        self._begin(keys=self._moved(run_id, subject), args=[str(subject), time.time(), *pairs])
 
     def work(self, run_id: str, subject: Subject) -> Work | None:
         """Return what a subject has to do; None where it has not begun, or has ended."""
         data = self._redis.hget(_work(run_id, subject), "work")
-        if data is None:
-            return None
-        raw = orjson.loads(data)
-        return Work(
-            pieces=tuple(tuple(piece) for piece in raw["pieces"]),
-            base=raw["base"],
-            left_out=tuple(LeftOut(**left) for left in raw["left_out"]),
-            attempt=raw["attempt"],
-        )
+        return None if data is None else _work_from_json(data)
 
-    def deliver(self, run_id: str, subject: Subject, *, attempt: int, piece: int, days: bytes, sessions: int) -> bool:
+    def deliver(
+        self,
+        run_id: str,
+        subject: Subject,
+        *,
+        attempt: int,
+        piece: int,
+        dates: Sequence[str],
+        days: bytes,
+        sessions: int,
+    ) -> bool:
         """Enter the day summaries of a piece; return whether the subject has all of its pieces now.
 
         A piece that comes twice counts once, and tells again that all are there: whoever should have sent the next
-        message may have died before. A piece of an earlier attempt is dropped.
+        message may have died before. A piece of an earlier look is dropped, known by its attempt and its dates.
         """
         run, _, work, owed, _ = self._keys(run_id, subject)
         missing = self._deliver(
             keys=[run, work, owed],
-            args=[str(subject), piece, days, sessions, time.time(), subject.lab, attempt],
+            args=[str(subject), piece, days, sessions, time.time(), subject.lab, attempt, orjson.dumps(dates)],
         )
         return int(missing) == 0
 
@@ -351,30 +396,34 @@ class Ledger:
         there = self._redis.hkeys(_work(run_id, subject))
         return [piece for piece in range(len(work.pieces)) if f"piece:{piece}".encode() not in there]
 
-    def summaries(self, run_id: str, subject: Subject) -> list[bytes] | None:
-        """Return the day summaries of a subject: those kept, and those of its pieces. None where it has ended."""
+    def produced(self, run_id: str, subject: Subject) -> Produced | None:
+        """Return what a subject has produced; None where pieces are missing, or it has ended."""
         raw = self._redis.hgetall(_work(run_id, subject))
-        if b"kept" not in raw:
+        if b"kept" not in raw or raw[b"pieces"] != raw[b"delivered"]:
             return None
-        return [raw[b"kept"], *(value for key, value in sorted(raw.items()) if key.startswith(b"piece:"))]
+        pieces = (value for key, value in sorted(raw.items()) if key.startswith(b"piece:"))
+        return Produced(
+            look=raw[b"look"].decode(),
+            work=_work_from_json(raw[b"work"]),
+            days=(raw[b"kept"], *pieces),
+            statuses=raw.get(b"statuses"),
+        )
 
-    def set_statuses(self, run_id: str, subject: Subject, statuses: bytes) -> None:
-        """Enter a subject's statuses, unless it has ended."""
-        if self._redis.hexists(_work(run_id, subject), "kept"):
-            with self._redis.pipeline() as pipe:
-                pipe.hset(_work(run_id, subject), "statuses", statuses)
-                self._note(pipe, run_id, subject, "writing")
-                pipe.execute()
-
-    def statuses(self, run_id: str, subject: Subject) -> bytes | None:
-        """Return a subject's statuses; None where they are not there, or the subject has ended."""
-        return cast("bytes | None", self._redis.hget(_work(run_id, subject), "statuses"))
+    def set_statuses(self, run_id: str, subject: Subject, look: str, statuses: bytes) -> None:
+        """Enter a subject's statuses, unless it has ended or has begun again since the look they come from."""
+        self._set_statuses(keys=self._moved(run_id, subject), args=[str(subject), time.time(), look, statuses])
 
     def set_stage(self, run_id: str, subject: Subject, stage: Stage) -> None:
-        """Note where a subject under way stands."""
-        with self._redis.pipeline() as pipe:
-            self._note(pipe, run_id, subject, stage)
-            pipe.execute()
+        """Note where a subject under way stands; nothing, where it has ended."""
+        self._set_stage(keys=self._moved(run_id, subject)[:3], args=[str(subject), stage, time.time()])
+
+    def entered(self, run_id: str, subject: Subject, step: str) -> int:
+        """Note that a step of a subject begins; return how often it was begun and never left: its process died."""
+        return int(self._redis.hincrby(f"{_run(run_id)}:steps", f"{subject} {step}", 1))
+
+    def left(self, run_id: str, subject: Subject, step: str) -> None:
+        """Note that a step was left in good order, whatever came of it."""
+        self._redis.hdel(f"{_run(run_id)}:steps", f"{subject} {step}")
 
     def end(self, run_id: str, subject: Subject, outcome: Outcome) -> bool:
         """Enter a subject's outcome; return whether the whole run is planned and all of its subjects have ended."""
@@ -392,9 +441,11 @@ class Ledger:
             if stage is not None:
                 yield Subject.parse(name.decode()), stage.decode()
 
-    def _note(self, pipe: Any, run_id: str, subject: Subject, stage: Stage) -> None:
-        pipe.hset(f"{_run(run_id)}:subjects", str(subject), stage)
-        pipe.zadd(f"{_run(run_id)}:owed", {str(subject): time.time()}, xx=True)
+    @staticmethod
+    def _moved(run_id: str, subject: Subject) -> tuple[str, str, str, str]:
+        """Return the keys of scripts that move a subject on."""
+        run = _run(run_id)
+        return f"{run}:outcomes", f"{run}:subjects", f"{run}:owed", _work(run_id, subject)
 
     @staticmethod
     def _keys(run_id: str, subject: Subject) -> tuple[str, str, str, str, str]:
@@ -404,6 +455,16 @@ class Ledger:
 
 def _run(run_id: str) -> str:
     return f"{_PREFIX}run:{run_id}"
+
+
+def _work_from_json(data: bytes) -> Work:
+    raw = orjson.loads(data)
+    return Work(
+        pieces=tuple(tuple(piece) for piece in raw["pieces"]),
+        base=raw["base"],
+        left_out=tuple(LeftOut(**left) for left in raw["left_out"]),
+        attempt=raw["attempt"],
+    )
 
 
 def _work(run_id: str, subject: Subject) -> str:

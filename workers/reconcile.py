@@ -10,6 +10,7 @@ import redis
 from celery.signals import worker_ready
 from kombu.exceptions import OperationalError
 
+from core.errors import PermanentError
 from workers import messages
 from workers.broker import connect
 from workers.ledger import Ledger
@@ -23,7 +24,13 @@ PATIENCE = 60.0
 def reconcile(ledger: Ledger, patience: float) -> int:
     """Send again what the open runs owe and have not heard of for `patience` seconds; return for how many subjects."""
     before = time.time() - patience
-    return sum(messages.send_owed(ledger, ledger.spec(run_id), before) for run_id in ledger.open_runs())
+    count = 0
+    for run_id in ledger.open_runs():
+        try:
+            count += messages.send_owed(ledger, ledger.spec(run_id), before)
+        except PermanentError as error:  # one run that makes no sense must not hold up the others
+            log.error("run %s: %s", run_id, error)
+    return count
 
 
 def reconcile_regularly(broker: str, patience: float) -> None:

@@ -7,6 +7,7 @@ Every task can be delivered twice, or after its run has ended: it finds in the l
 
 from __future__ import annotations
 
+import inspect
 import logging
 import platform
 import random
@@ -34,12 +35,14 @@ from core.tables import COHORT_KEY, build_tables, cohort_rows, merge_cohort, run
 from workers import messages, retry
 from workers.app import app
 from workers.context import context
-from workers.ledger import Outcome, RunSpec, Subject
+from workers.ledger import Outcome, Produced, RunSpec, Subject
 
 log = logging.getLogger(__name__)
 
 #: Looks at a subject in one run: each is one writer that was faster.
 MAX_LOOKS = 10
+#: Times that a step of a subject may end with its process: that often, it is not the machine but the subject.
+MAX_DEATHS = 5
 
 
 #: What the disk says that another try will hear again.
@@ -66,15 +69,29 @@ def subject_task(function: Callable[..., None]) -> Callable[..., None]:
         Takes the bound task, the run's specification, the subject, and what else its message holds.
     """
 
+    signature = inspect.signature(function)
+
     @wraps(function)
     def run(task: Any, run_id: str, name: str, *args: Any) -> None:
+        try:
+            signature.bind(task, None, name, *args)
+        except TypeError as error:
+            log.error("%s: a message that is not ours is dropped: %s", task.name, error)
+            return
         subject = Subject.parse(name)
         ledger = context().ledger
+        step = f"{task.name} {args[1] if len(args) > 1 else ''}"
         try:
             if ledger.stage(run_id, subject) is None:
                 log.info("%s %s: nothing left to do in run %s", task.name, subject, run_id)
                 return
-            function(task, ledger.spec(run_id), subject, *args)
+            if ledger.entered(run_id, subject, step) > MAX_DEATHS:
+                fail(run_id, subject, f"{task.name}: its process died or was killed {MAX_DEATHS} times on it")
+                return
+            try:
+                function(task, ledger.spec(run_id), subject, *args)
+            finally:
+                ledger.left(run_id, subject, step)
         except (PermanentError, *PERMANENT_OS_ERRORS) as error:
             fail(run_id, subject, str(error))
         except TRANSIENT as error:
@@ -107,6 +124,10 @@ def end_subject(run_id: str, subject: Subject, outcome: Outcome) -> None:
 def summarise_days(task: Any, spec: RunSpec, subject: Subject, attempt: int, piece: int, dates: list[str]) -> None:
     """Load and summarise some days of a subject; the last piece to come in sends the subject on."""
     ledger = context().ledger
+    work = ledger.work(spec.run_id, subject)
+    if work is None or work.attempt != attempt or dict(enumerate(work.pieces)).get(piece) != tuple(dates):
+        log.info("%s: piece %s is not of the latest look", subject, piece)
+        return
     sessions, _ = find_sessions(Path(spec.root), subject.lab, subject.subject, dates)
     days = summarise(load_days(sessions))
     complete = ledger.deliver(
@@ -114,6 +135,7 @@ def summarise_days(task: Any, spec: RunSpec, subject: Subject, attempt: int, pie
         subject,
         attempt=attempt,
         piece=piece,
+        dates=dates,
         days=days_to_json(days),
         sessions=sum(len(paths) for paths in sessions.values()),
     )
@@ -126,9 +148,10 @@ def summarise_days(task: Any, spec: RunSpec, subject: Subject, attempt: int, pie
 @subject_task
 def compute_statuses(task: Any, spec: RunSpec, subject: Subject) -> None:
     """Compute a subject's statuses over all of its days, in date order."""
-    days = _days(spec, subject)
-    if days is not None:
-        context().ledger.set_statuses(spec.run_id, subject, orjson.dumps(statuses_of(days)))
+    ledger = context().ledger
+    produced = ledger.produced(spec.run_id, subject)
+    if produced is not None:
+        ledger.set_statuses(spec.run_id, subject, produced.look, orjson.dumps(statuses_of(_days(produced))))
 
 
 @app.task(bind=True, name="training_status.write_tables")
@@ -136,14 +159,14 @@ def compute_statuses(task: Any, spec: RunSpec, subject: Subject) -> None:
 def write_tables(task: Any, spec: RunSpec, subject: Subject) -> None:
     """Build a subject's tables, put them into the store, and end the subject."""
     ledger = context().ledger
-    days, work = _days(spec, subject), ledger.work(spec.run_id, subject)
-    raw = ledger.statuses(spec.run_id, subject)
-    if days is None or work is None or raw is None:
+    produced = ledger.produced(spec.run_id, subject)
+    if produced is None or produced.statuses is None:
         return
+    days, work = _days(produced), produced.work
     dates = {date for piece in work.pieces for date in piece}
     left_out = (*work.left_out, *(left for day in days if day.date in dates for left in day.left_out))
     done = sum(len(day.inputs) for day in days if day.date in dates)
-    statuses = _statuses(raw)
+    statuses = _statuses(produced.statuses)
     if not statuses:
         # Nothing that was good is overwritten by nothing.
         end_subject(spec.run_id, subject, Outcome(state="done", sessions=done, left_out=left_out))
@@ -170,6 +193,9 @@ def finish_run(task: Any, run_id: str) -> None:
     if ledger.is_ended(run_id):
         return
     try:
+        if not ledger.is_complete(run_id):
+            log.warning("run %s: not all of its subjects have ended", run_id)
+            return
         spec = ledger.spec(run_id)
         outcomes = ledger.outcomes(run_id)
         store = context().store(spec.store)
@@ -180,12 +206,14 @@ def finish_run(task: Any, run_id: str) -> None:
                 return merge_cohort(stored, rows) if rows or stored is None else None
             except CorruptTable as error:
                 log.warning("%s: built anew from the stored tables", error)
-                return merge_cohort(None, [*_stored_cohort(spec), *rows])
+                return merge_cohort(merge_cohort(None, _stored_cohort(spec)), rows)
 
         update(store, COHORT_KEY, merged)
         data = orjson.dumps(_record(spec, outcomes), option=orjson.OPT_INDENT_2)
         update(store, run_key(run_id), lambda stored: data if stored is None else None)
-        ledger.close_run(run_id, data)
+        # Where the answer to an earlier try got lost, its record is the one that is kept.
+        kept = store.get(run_key(run_id))
+        ledger.close_run(run_id, kept.data if kept else data)
     except (PermanentError, *PERMANENT_OS_ERRORS) as error:
         close_with_error(run_id, str(error))
     except TRANSIENT as error:
@@ -200,9 +228,8 @@ def close_with_error(run_id: str, reason: str) -> None:
     ledger.close_run(run_id, orjson.dumps(_record(ledger.spec(run_id), ledger.outcomes(run_id), error=reason)))
 
 
-def _days(spec: RunSpec, subject: Subject) -> list[DaySummary] | None:
-    parts = context().ledger.summaries(spec.run_id, subject)
-    return None if parts is None else [day for part in parts for day in days_from_json(part)]
+def _days(produced: Produced) -> list[DaySummary]:
+    return [day for part in produced.days for day in days_from_json(part)]
 
 
 def _statuses(data: bytes) -> list[DayStatus]:

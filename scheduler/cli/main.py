@@ -97,6 +97,17 @@ def run(arguments: list[str] | None = None) -> int:
         # Who read our output has gone; nothing is left to say, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.DONE
+    except Exception as error:
+        if not _is_of_broker(error):
+            raise
+        what = "the broker does not answer any more; the run goes on when it is back, `training-status runs` shows it"
+        return _say(f"{what} ({type(error).__name__})", Exit.WRONG_USE)
+
+
+def _is_of_broker(error: Exception) -> bool:
+    """Whether Redis, or the way to it, failed; neither library is imported where the command did not need it."""
+    known = (("redis", "RedisError"), ("kombu.exceptions", "OperationalError"))
+    return any(name in sys.modules and isinstance(error, getattr(sys.modules[name], kind)) for name, kind in known)
 
 
 def _say(message: str, code: Exit) -> Exit:

@@ -20,6 +20,13 @@ from scheduler.cli.options import default_workers, option, store_settings
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds without news after which what a run owes is sent again.",
 )
+@option(
+    "--time-limit",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(min=1, max=600),
+    help="Seconds after which a task is told to stop; a tenth more, and its process is killed.",
+)
 @option("--s3-endpoint", help="URL of an S3-compatible server; AWS where not given.")
 @option("--s3-profile", help="Profile of the AWS configuration that has the credentials.")
 @option("--s3-region", help="Region of the S3 server.")
@@ -34,6 +41,7 @@ def worker(
     broker: str,
     concurrency: int | None,
     patience: float,
+    time_limit: float,
     s3_endpoint: str | None,
     s3_profile: str | None,
     s3_region: str | None,
@@ -58,7 +66,9 @@ def worker(
     context.use(WorkerSettings(broker=broker, store=store_settings(s3_endpoint, s3_profile, s3_region)))
     logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(processName)s %(message)s")
     reconcile_regularly(broker, patience)
-    configure(broker).worker_main(
+    app = configure(broker)
+    app.conf.update(task_soft_time_limit=time_limit, task_time_limit=1.1 * time_limit + 1)
+    app.worker_main(
         [
             "worker",
             f"--concurrency={concurrency or default_workers()}",

@@ -29,8 +29,10 @@ def begin(ledger: Ledger, subject: Subject = MOUSE, pieces: int = 2, attempt: in
     ledger.begin(RUN, subject, Work(pieces=dates, base="v1", attempt=attempt), b"[]")
 
 
-def deliver(ledger: Ledger, piece: int, attempt: int = 0) -> bool:
-    return ledger.deliver(RUN, MOUSE, attempt=attempt, piece=piece, days=b'["p%d"]' % piece, sessions=3)
+def deliver(ledger: Ledger, piece: int, attempt: int = 0, dates: tuple[str, ...] | None = None) -> bool:
+    given = dates or (f"2020-01-0{piece + 1}",)
+    days = b'["p%d"]' % piece
+    return ledger.deliver(RUN, MOUSE, attempt=attempt, piece=piece, dates=given, days=days, sessions=3)
 
 
 def test_a_run_is_remembered_as_it_was_asked_for(ledger: Ledger) -> None:
@@ -49,7 +51,9 @@ def test_the_last_piece_says_so_and_says_so_again(ledger: Ledger) -> None:
     assert not deliver(ledger, 1)
     assert deliver(ledger, 0)
     assert deliver(ledger, 0)  # delivered twice: the one before may have died before it sent what follows
-    assert ledger.summaries(RUN, MOUSE) == [b"[]", b'["p0"]', b'["p1"]']
+    produced = ledger.produced(RUN, MOUSE)
+    assert produced is not None
+    assert produced.days == (b"[]", b'["p0"]', b'["p1"]')
     assert ledger.progress(RUN).sessions == 6
 
 
@@ -66,12 +70,60 @@ def test_nothing_comes_in_for_a_subject_that_has_ended(ledger: Ledger) -> None:
     begin(ledger)
     ledger.end(RUN, MOUSE, Outcome(state="failed", reason="disk"))
     assert not deliver(ledger, 0)
-    ledger.set_statuses(RUN, MOUSE, b"[]")
-    assert ledger.summaries(RUN, MOUSE) is None
-    assert ledger.statuses(RUN, MOUSE) is None
-    assert ledger.stage(RUN, MOUSE) is None
+    ledger.set_statuses(RUN, MOUSE, "any look", b"[]")
+    ledger.set_stage(RUN, MOUSE, "writing")
+    ledger.begin(RUN, MOUSE, Work(pieces=(), base=None), b"[]")
     ledger.register(RUN, [MOUSE])
+    assert ledger.produced(RUN, MOUSE) is None
+    assert ledger.work(RUN, MOUSE) is None
     assert ledger.stage(RUN, MOUSE) is None
+
+
+def test_a_piece_of_a_look_that_saw_other_days_is_dropped(ledger: Ledger) -> None:
+    begin(ledger)
+    assert not deliver(ledger, 0, dates=("2020-01-01", "2020-01-02"))
+    assert ledger.pieces_missing(RUN, MOUSE) == [0, 1]
+
+
+def test_nothing_is_produced_before_the_last_piece(ledger: Ledger) -> None:
+    begin(ledger)
+    deliver(ledger, 0)
+    assert ledger.produced(RUN, MOUSE) is None
+    deliver(ledger, 1)
+    assert ledger.produced(RUN, MOUSE) is not None
+
+
+def test_statuses_belong_to_the_look_that_they_come_from(ledger: Ledger) -> None:
+    begin(ledger, pieces=1)
+    deliver(ledger, 0)
+    first = ledger.produced(RUN, MOUSE)
+    assert first is not None
+    begin(ledger, pieces=1)
+    deliver(ledger, 0)
+    ledger.set_statuses(RUN, MOUSE, first.look, b"old")
+    second = ledger.produced(RUN, MOUSE)
+    assert second is not None
+    assert second.statuses is None
+    ledger.set_statuses(RUN, MOUSE, second.look, b"new")
+    again = ledger.produced(RUN, MOUSE)
+    assert again is not None
+    assert again.statuses == b"new"
+
+
+def test_steps_that_were_never_left_are_counted(ledger: Ledger) -> None:
+    assert [ledger.entered(RUN, MOUSE, "write") for _ in range(3)] == [1, 2, 3]
+    assert ledger.entered(RUN, MOUSE, "summarise 0") == 1
+    ledger.left(RUN, MOUSE, "write")
+    assert ledger.entered(RUN, MOUSE, "write") == 1
+
+
+def test_a_run_is_complete_when_it_is_planned_and_all_have_ended(ledger: Ledger) -> None:
+    ledger.register(RUN, [MOUSE])
+    assert not ledger.is_complete(RUN)
+    ledger.set_planned(RUN)
+    assert not ledger.is_complete(RUN)
+    ledger.end(RUN, MOUSE, Outcome(state="done"))
+    assert ledger.is_complete(RUN)
 
 
 def test_the_first_outcome_stays_and_counts_once(ledger: Ledger) -> None:
