@@ -320,7 +320,10 @@ class Ledger:
 
     def close_run(self, run_id: str, record: bytes) -> None:
         """Note a run's record, which ends it; the first record stays. The ledger forgets the run in a week."""
+        unfinished = self._redis.hkeys(f"{_run(run_id)}:subjects")  # some, where the run ended with an error
         with self._redis.pipeline() as pipe:
+            for name in unfinished:
+                pipe.expire(f"{_run(run_id)}:work:{name.decode()}", REMEMBERED)
             pipe.hsetnx(_run(run_id), "record", record)
             pipe.srem(f"{_PREFIX}open", run_id)
             for part in ("", ":outcomes", ":left_out", ":subjects", ":owed", ":steps"):
