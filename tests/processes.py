@@ -50,6 +50,28 @@ def training_status(*arguments: str | Path, env: Mapping[str, str] | None = None
 
 
 @contextmanager
+def interruptible(arguments: list[str], stdout: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Run the command so that it hears Ctrl-C, which a shell keeps from what it runs in the background."""
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_hear_ctrl_c,
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
 def process(arguments: list[str], log: Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process in a group of its own; end it, and wait for it, when the block ends."""
     with log.open("ab") as output:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from enum import IntEnum
 from typing import Any
 
 import click
 
 from core.errors import BrokerUnavailable, ConfigurationError, TrainingStatusError
+from scheduler.cli.exits import Exit, Interrupted
 
 _COMMANDS = {
     "explain": "scheduler.cli.status:explain",
@@ -25,19 +25,6 @@ _COMMANDS = {
     "status": "scheduler.cli.status:status",
     "worker": "scheduler.cli.worker:worker",
 }
-
-
-class Exit(IntEnum):
-    """Exit codes."""
-
-    DONE = 0
-    SUBJECTS_FAILED = 1  # the run has ended; they are listed
-    WRONG_USE = 2  # of the command line, or a configuration that cannot work: nothing was written
-    INTERRUPTED = 130  # Ctrl-C
-
-
-class Interrupted(click.ClickException):
-    """Ctrl-C, with what it leaves behind."""
 
 
 class _Commands(click.Group):

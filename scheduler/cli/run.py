@@ -11,7 +11,7 @@ import click
 import orjson
 
 from core.errors import ConfigurationError
-from scheduler.cli.main import Exit, Interrupted
+from scheduler.cli.exits import Exit, Interrupted
 from scheduler.cli.options import (
     as_environment,
     default_workers,

@@ -9,7 +9,7 @@ import click
 import orjson
 
 from core.errors import ConfigurationError
-from scheduler.cli.main import Exit
+from scheduler.cli.exits import Exit
 from scheduler.cli.options import json_option, option
 
 _BROKER = option("--broker", required=True, help="URL of the Redis that carries the runs.")

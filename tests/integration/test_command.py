@@ -16,7 +16,7 @@ import pytest
 from core.discover import find_labs, find_subjects
 from core.pipeline import recompute_subject
 from core.storage import open_store
-from tests.processes import COMMAND, environment, training_status, wait_for
+from tests.processes import COMMAND, environment, interruptible, training_status, wait_for
 
 
 def tables(folder: Path) -> dict[str, bytes]:
@@ -210,23 +210,14 @@ def test_status_and_explain_read_the_tables(computed: tuple) -> None:
 
 
 def test_ctrl_c_ends_everything_that_the_command_started(mice: Path, tmp_path: Path) -> None:
-    running = subprocess.Popen(
-        [*COMMAND, "recompute", "--root", str(mice), "--store", str(tmp_path / "t")],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    arguments = ["recompute", "--root", str(mice), "--store", str(tmp_path / "t")]
+    with interruptible(arguments, stdout=subprocess.PIPE) as running:
         parent = psutil.Process(running.pid)
         wait_for(lambda: len(parent.children(recursive=True)) >= 3, "Redis and the workers to run")
         children = parent.children(recursive=True)
         running.send_signal(signal.SIGINT)
         _, told = running.communicate(timeout=60)
-    finally:
-        running.kill()
-        running.wait()
+    assert running.returncode == 130, told
     assert "interrupted" in told
     assert "Traceback" not in told
     _, alive = psutil.wait_procs(children, timeout=20)

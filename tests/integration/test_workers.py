@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from core.pipeline import recompute_subject
 from core.storage import Store, open_store
 from core.tables import COHORT_KEY, subject_keys
 from scheduler import runs
-from tests.processes import COMMAND, PASSWORD, environment, training_status, wait_for, worker
+from tests.processes import PASSWORD, interruptible, training_status, wait_for, worker
 from tests.servers import ACCESS_KEY, aws_environment, create_bucket, required, seaweedfs
 from workers import messages
 from workers.app import app, configure
@@ -251,17 +250,10 @@ def test_ctrl_c_on_a_watching_command_leaves_the_run_going(
     mice: Path, broker: str, ledger: Ledger, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     store = tmp_path / "t"
-    arguments = ["recompute", "--root", str(mice), "--store", str(store), "--broker", broker]
-    watching = subprocess.Popen(
-        [*COMMAND, *arguments], env=environment(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    try:
+    with interruptible(["recompute", "--root", str(mice), "--store", str(store), "--broker", broker]) as watching:
         wait_for(lambda: bool(ledger.run_ids()), "the run to begin")
         watching.send_signal(signal.SIGINT)
         _, told = watching.communicate(timeout=60)
-    finally:
-        watching.kill()
-        watching.wait()
     run_id = ledger.run_ids()[0]
     assert f"training-status runs {run_id} --watch" in told
     # Where Ctrl-C came before the first message went out, a worker finds that the run owes its plan.

@@ -1,0 +1,20 @@
+"""How the command ends: exit codes that have names."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import click
+
+
+class Exit(IntEnum):
+    """Exit codes."""
+
+    DONE = 0
+    SUBJECTS_FAILED = 1  # the run has ended; they are listed
+    WRONG_USE = 2  # of the command line, or a configuration that cannot work: nothing was written
+    INTERRUPTED = 130  # Ctrl-C
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C, with what it leaves behind."""
