@@ -477,7 +477,8 @@ def failed_as(frame: pd.DataFrame, rules: Rules) -> dict[str, str]:
     in_training = _by_date(sessions[sessions["training_status"] == "in training"], rules)
     if len(in_training) >= PATIENCE:
         failed[in_training["session_path"].iloc[PATIENCE - 1]] = "untrainable"
-    biased = _by_date(sessions[sessions["task_protocol"] == "biased"], rules).iloc[:PATIENCE]
+    biased = frame[frame["task_protocol"] == "biased"].drop_duplicates("session_path")
+    biased = _by_date(biased, rules).iloc[:PATIENCE]
     enough = schema.LADDER["ready4ephysrig"]
     reached = {"ready4ephysrig"} if UNBIASABLE in rules else {s for s, rank in schema.LADDER.items() if rank >= enough}
     if len(biased) == PATIENCE and not reached & set(biased["training_status"]):

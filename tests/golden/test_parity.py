@@ -47,6 +47,7 @@ from bench.parity import (
     run_ours,
     run_peer,
     score,
+    write_lives,
     write_mouse,
     write_odd_mice,
 )
@@ -254,6 +255,15 @@ def test_without_the_peers_rules_a_replay_is_what_we_ship(mouse: Path) -> None:
     assert replay.run(NONE).cells == cells(ours)
     np.testing.assert_equal(replay.run(NONE).fits, fits(ours))
     assert replay.run(ALL).cells != cells(ours)
+
+
+def test_a_replay_finds_the_mice_that_failed(tmp_path: Path) -> None:
+    found = set()
+    for folder in write_lives(tmp_path, 3):
+        ours = run_ours(folder)
+        assert Replay(folder, ours).run(NONE).cells == cells(ours)
+        found |= set(ours["training_status"])
+    assert found >= {"untrainable", "unbiasable"}
 
 
 # --- differences on purpose -------------------------------------------------------------------------------------------
