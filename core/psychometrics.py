@@ -65,6 +65,7 @@ __all__ = [
     "LARGEST_CONTRAST",
     "MOST_TRIALS",
     "PARAMETERS",
+    "SAME_CONTRAST",
     "SATURATED",
     "THRESHOLD_BOUNDS",
     "TIE",
@@ -75,12 +76,15 @@ __all__ = [
 PARAMETERS = ("bias", "threshold", "lapselow", "lapsehigh")  # the columns of a result
 
 LARGEST_CONTRAST = 1e6  # percent, either side; beyond it a column was mistaken
+SAME_CONTRAST = 1e-9  # percent: contrasts that differ by rounding are one
 MOST_TRIALS = 1e9  # at one contrast; beyond it a column was mistaken
 
 SATURATED = 6.0  # erf(z) is 1 to the last bit from 5.93 on
 TIE = 1e-9  # log likelihoods that differ by less are equal
 TYPICAL_THRESHOLD, TYPICAL_LAPSE = 30.0, 0.05
 TYPICAL_WEIGHT = 1e-8  # of R, in units of log likelihood
+
+BATCH = 1_000  # problems searched together: enough for speed, few enough for memory
 
 Problem = tuple[ArrayLike, ArrayLike, ArrayLike]
 
@@ -95,7 +99,7 @@ def fit(problems: Sequence[Problem]) -> Array:
     problems : sequence of (x, n, k), each array_like (m,)
         Per problem the signed contrasts in percent (negative is left), the number of trials at each, and
         the number of rightward choices among them. In any order; a contrast that is given twice is merged,
-        one without trials is passed over.
+        even with a rounding error between; one without trials is passed over.
 
     Returns
     -------
@@ -196,10 +200,10 @@ def _side_by_side(
     order = np.lexsort((x, owner))
     x, n, k, owner = x[order], n[order], k[order], owner[order]
     fresh = np.ones(len(x), dtype=bool)
-    fresh[1:] = (x[1:] != x[:-1]) | (owner[1:] != owner[:-1])
+    fresh[1:] = (np.diff(x) > SAME_CONTRAST) | (owner[1:] != owner[:-1])
     entry = np.cumsum(fresh) - 1
     # counts are whole, so their sums are exact in any order
-    n, k = np.bincount(entry, n).astype(np.float64), np.bincount(entry, k).astype(np.float64)
+    n, k = (np.bincount(entry, count).astype(np.float64) for count in (n, k))
     x, owner = x[fresh], owner[fresh]
 
     size = np.bincount(owner, minlength=problems)
@@ -277,10 +281,11 @@ def _best_curve(counts: Counts) -> Array:
     theta, score = _closed_forms(counts)
     # the best of all monotone sequences of three proportions is always among the closed forms
     many = np.flatnonzero(counts.size > 3)
-    if len(many):
-        found, found_score = search(counts.take(many), score[many])
-        better = found_score > score[many] + TIE
-        theta[:, many[better]] = found[:, better]
+    for i in range(0, len(many), BATCH):
+        part = many[i : i + BATCH]
+        found, found_score = search(counts.take(part), score[part])
+        better = found_score > score[part] + TIE
+        theta[:, part[better]] = found[:, better]
     return theta
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.special import erf
+from scipy.optimize import minimize
+from scipy.special import erf, erfinv, xlogy
 
+from core import _fit
 from core.errors import MalformedCounts
-from core.psychometrics import PARAMETERS, THRESHOLD_BOUNDS, fit, log_likelihood
+from core.psychometrics import PARAMETERS, SATURATED, THRESHOLD_BOUNDS, fit, log_likelihood
 
 Problem = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
 CONTRASTS = np.array([-100, -50, -25, -12.5, -6.25, 0, 6.25, 12.5, 25, 50, 100.0])
@@ -60,6 +63,38 @@ def test_the_size_of_the_batch_changes_no_bit(size: int, problems: list[Problem]
     assert np.array_equal(np.vstack(parts), fitted[:few], equal_nan=True)
 
 
+def test_a_neighbour_with_many_contrasts_changes_no_bit(problems: list[Problem], fitted: NDArray[np.float64]) -> None:
+    x = np.linspace(-100, 100, 41)
+    wide = (x, np.full(41, 8), np.arange(41) % 9)
+    assert np.array_equal(fit([wide, *problems[:40], wide])[1:-1], fitted[:40])
+
+
+def test_the_slices_that_the_work_is_cut_into_change_no_bit(
+    problems: list[Problem], fitted: NDArray[np.float64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_fit, "SLICE", 37)
+    monkeypatch.setattr(_fit, "GRID_SLICE", 1)
+    monkeypatch.setattr(_fit, "PAIR_SLICE", 5)
+    assert np.array_equal(fit(problems[:200]), fitted[:200])
+
+
+@pytest.mark.parametrize("function", [np.exp, np.log, np.sqrt, erf, erfinv, xlogy])
+def test_a_function_gives_a_number_the_same_bits_wherever_it_stands(function: Any) -> None:
+    """What `core._fit` leans on. A vectorised loop could do its last numbers another way, or differ by place."""
+    rng = np.random.default_rng(5)
+    numbers = rng.uniform(0, 1, 3000) if function is not np.exp else -rng.uniform(0, 30, 3000)
+    arguments = (numbers, numbers) if function is xlogy else (numbers,)
+    alone = np.array([function(*(a[i : i + 1] for a in arguments))[0] for i in range(3000)])
+    assert np.array_equal(function(*arguments), alone)
+    for length in (*range(1, 36), 63, 64, 65, 1000):
+        for start in range(9):
+            part = slice(start, start + length)
+            assert np.array_equal(function(*(a[part] for a in arguments)), alone[part])
+    tables = [a.reshape(60, 50) for a in arguments]
+    assert np.array_equal(function(*(a[:, 3:20] for a in tables)), alone.reshape(60, 50)[:, 3:20])
+    assert np.array_equal(function(*(np.asfortranarray(a) for a in tables)), alone.reshape(60, 50))
+
+
 def test_order_and_company_change_no_bit(problems: list[Problem], fitted: NDArray[np.float64]) -> None:
     order = np.random.default_rng(1).permutation(len(problems))
     shuffled = fit([problems[at] for at in order])
@@ -77,6 +112,21 @@ def test_the_order_of_contrasts_and_how_counts_are_split_change_no_bit(problems:
         parts = (np.r_[x, x], np.r_[rest, n - rest], np.r_[np.minimum(first, rest), k - np.minimum(first, rest)])
         split.append(tuple(part[order] for part in parts))
     assert np.array_equal(fit(split), fit(some), equal_nan=True)
+
+
+def test_contrasts_that_differ_by_rounding_are_one() -> None:
+    x, noisy = [-25.0, 0.0, 7.0, 25.0], 0.07 * 100
+    assert noisy != 7
+    (one,) = fit([(x, [30, 30, 30, 30], [3, 9, 21, 28])])
+    (split,) = fit([([*x, noisy, -0.0], [30, 20, 18, 30, 12, 10], [3, 5, 13, 28, 8, 4])])
+    assert np.array_equal(one, split)
+
+
+def test_the_threshold_is_at_least_a_sixteenth_of_the_smallest_gap(
+    problems: list[Problem], fitted: NDArray[np.float64]
+) -> None:
+    for (x, _, _), (_, threshold, _, _) in zip(problems, fitted, strict=True):
+        assert threshold >= np.diff(x).min(initial=200) / 16 or len(x) == 1
 
 
 def test_every_answer_lies_in_the_box(problems: list[Problem], fitted: NDArray[np.float64]) -> None:
@@ -98,6 +148,41 @@ def test_no_point_of_the_box_is_more_likely(problems: list[Problem], fitted: NDA
             near = np.clip(near, [x.min(), 1e-9, 0, 0], [x.max(), 100, 1, 1])
             assert log_likelihood(far, x, n, k) <= best + 1e-9
             assert log_likelihood(near, x, n, k) <= best + 1e-9
+
+
+def test_another_method_from_many_starts_finds_no_more() -> None:
+    rng = np.random.default_rng(4)
+
+    def unlikelihood(parameters: NDArray[np.float64], *counts: Any) -> float:
+        return -log_likelihood(parameters, *counts)
+
+    for x, n, k in [problem for problem in made_problems(60, seed=4) if len(problem[0]) > 3][:30]:
+        best = log_likelihood(fit([(x, n, k)])[0], x, n, k)
+        bounds = [(x.min(), x.max()), (1e-3, 100), (0, 1), (0, 1)]
+        for _ in range(15):
+            start = [rng.uniform(x.min(), x.max()), 10 ** rng.uniform(-0.5, 2), *rng.uniform(0, 0.5, 2)]
+            found = minimize(unlikelihood, start, args=(x, n, k), bounds=bounds, method="L-BFGS-B")
+            assert -found.fun <= best + 1e-8
+
+
+def test_a_grid_of_the_whole_box_finds_no_more(problems: list[Problem], fitted: NDArray[np.float64]) -> None:
+    """For each bias and threshold lo and hi are found by expectation maximisation, which only ever climbs."""
+    for (x, n, k), found in list(zip(problems, fitted, strict=True))[::50]:
+        best = log_likelihood(found, x, n, k)
+        bias = np.linspace(x.min(), x.max(), 41)[:, None, None]
+        f = (erf((x - bias) / np.geomspace(0.3, 100, 25)[:, None]) + 1) / 2
+        lo = np.full((*f.shape[:2], 1), 0.3)
+        hi = 1 - lo
+        for _ in range(60):
+            p = lo + (hi - lo) * f
+            low_right, high_right = k * (1 - f) * lo / p, k * f * hi / p
+            low_left, high_left = (n - k) * (1 - f) * (1 - lo) / (1 - p), (n - k) * f * (1 - hi) / (1 - p)
+            lo, hi = (
+                np.clip(right.sum(-1, keepdims=True) / (right + left).sum(-1, keepdims=True), 1e-12, 1 - 1e-12)
+                for right, left in ((low_right, low_left), (high_right, high_left))
+            )
+        p = lo + (hi - lo) * f
+        assert (xlogy(k, p) + xlogy(n - k, 1 - p)).sum(-1).max() <= best + 1e-9
 
 
 def test_mirrored_counts_are_as_likely(problems: list[Problem], fitted: NDArray[np.float64]) -> None:
@@ -131,6 +216,80 @@ def test_one_answer_where_many_are_equal() -> None:
     np.testing.assert_allclose(curve(all_right, np.array([-100.0, 100.0])), [1, 1], atol=1e-12)
 
 
+@pytest.mark.parametrize("rates", [(0.1, 0.3), (0.2, 0.9), (0.0, 0.6), (0.4, 1.0), (0.9, 0.1), (0.0, 1.0)])
+def test_two_contrasts_are_met_with_the_bias_midway(rates: tuple[float, float]) -> None:
+    x, n = np.array([-25.0, 50.0]), np.array([100, 1000])
+    (found,) = fit([(x, n, np.round(n * np.array(rates)))])
+    np.testing.assert_allclose(curve(found, x), rates, atol=1e-11)
+    assert found[0] == 12.5
+    assert 75 / 2 / SATURATED <= found[1] <= 30
+
+
+@pytest.mark.parametrize(
+    "rates", [(0.1, 0.4, 0.9), (0.9, 0.5, 0.2), (0.0, 0.01, 1.0), (0.2, 0.2, 0.7), (0.1, 0.8, 0.8)]
+)
+def test_three_monotone_proportions_are_met(rates: tuple[float, ...]) -> None:
+    x, n = np.array([-25.0, 0.0, 100.0]), np.array([100, 200, 1000])
+    (found,) = fit([(x, n, np.round(n * np.array(rates)))])
+    np.testing.assert_allclose(curve(found, x), rates, atol=1e-11)
+
+
+def test_the_lapse_rates_of_one_contrast_are_the_least_unlike_a_mouse() -> None:
+    for k in range(11):
+        rate = k / 10
+        ((bias, threshold, low, high),) = fit([([12.5], [10], [k])])
+        assert (bias, threshold) == (12.5, 30)
+        assert low - high == pytest.approx(2 * rate - 1, abs=1e-12)
+        lows = np.linspace(max(0, 2 * rate - 1), min(1, 2 * rate), 1001)
+        others = (lows - 0.05) ** 2 + (lows - 2 * rate + 1 - 0.05) ** 2
+        assert (low - 0.05) ** 2 + (high - 0.05) ** 2 <= others.min() + 1e-12
+
+
+def unlike(bias: Any, threshold: Any, x: NDArray[np.float64]) -> Any:
+    return ((bias - x.mean()) / 100) ** 2 + ((threshold - 30) / 100) ** 2
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_of_equal_steps_the_one_most_like_a_mouse_is_told(at: int) -> None:
+    x = np.array([-100, -25, -12.5, -6.25, 6.25, 12.5, 25, 50, 100.0])
+    (bias, threshold, low, high), *_ = fit([(x, np.full(9, 20), np.where(np.arange(9) <= at, 1, 18))])
+    assert (low, high) == (0.05, pytest.approx(0.1, abs=1e-15))
+    assert erf((x[at] - bias) / threshold) == -1
+    assert erf((x[at + 1] - bias) / threshold) == 1
+    rng = np.random.default_rng(at)
+    gap = x[at + 1] - x[at]
+    others = rng.uniform(x[at], x[at + 1], 20_000), rng.uniform(6.25 / 16, gap / 2 / SATURATED, 20_000)
+    equal = np.minimum(others[0] - x[at], x[at + 1] - others[0]) >= SATURATED * others[1]
+    assert equal.sum() > 50
+    assert unlike(bias, threshold, x) <= unlike(*others, x)[equal].min() + 1e-12
+
+
+@pytest.mark.parametrize(("at", "right"), [(1, 5), (3, 2), (4, 10), (4, 17), (7, 12)])
+def test_of_equal_curves_through_one_contrast_the_one_most_like_a_mouse_is_told(at: int, right: int) -> None:
+    x = np.array([-100, -25, -12.5, -6.25, 6.25, 12.5, 25, 50, 100.0])
+    k = np.where(np.arange(9) < at, 1, 18)
+    k[at] = right
+    (found,) = fit([(x, np.full(9, 20), k)])
+    np.testing.assert_allclose(curve(found, x), k / 20, atol=1e-14)
+    bias, threshold, _, _ = found
+    z = (x[at] - bias) / threshold
+    others = np.linspace(6.25 / 16, 60, 10_000)
+    beside = (np.delete(x, at) - (x[at] - z * others)[:, None]) / others[:, None]
+    equal = (np.abs(beside) >= SATURATED).all(axis=1)
+    assert unlike(bias, threshold, x) <= unlike(x[at] - z * others, others, x)[equal].min() + 1e-12
+
+
+def test_extreme_counts_and_spacings_are_fitted() -> None:
+    problems = [
+        ([-100.0, -50.0, 50.0, 100.0], [10**9] * 4, [1, 10**8, 10**9 - 1, 10**9]),
+        ([-1e6, 0.0, 1.0, 1e6], [3, 4, 5, 6], [1, 1, 4, 6]),
+        ([0.0, 5e-324, 1e-300, 1e-8, 2e-8, 1.0], [3] * 6, [0, 1, 2, 1, 2, 3]),
+        (np.linspace(-100, 100, 101), np.ones(101), np.arange(101) % 2),
+        ([-100.0, -50.0, 50.0, 100.0], [1, 1, 1, 1], [1, 0, 1, 0]),
+    ]
+    assert np.isfinite(fit(problems)).all()
+
+
 def test_no_trial_gives_nan_and_no_problem_gives_nothing() -> None:
     assert np.isnan(fit([([], [], []), ([0.0, 6.25], [0, 0], [0, 0])])).all()
     assert fit([]).shape == (0, 4)
@@ -150,6 +309,12 @@ def test_no_trial_gives_nan_and_no_problem_gives_nothing() -> None:
         (([0, np.inf], [3, 3], [0, 1]), "infinite"),
         (([[0, 1]], [[3, 3]], [[0, 1]]), "one dimension"),
         ((["a"], [3], [1]), "arrays of numbers"),
+        (([0], [3], [None]), "NaN"),
+        (([0], [3], [1j]), "arrays of numbers"),
+        (([0], [np.inf], [1]), "more than"),
+        (([1e7], [3], [1]), "beyond"),
+        ((0, 3, 1), "one dimension"),
+        (None, "arrays of numbers"),
         (([0, 1], [3, 3]), "arrays"),
     ],
 )
@@ -168,3 +333,6 @@ def test_the_likelihood_is_that_of_the_model_with_certainties_clamped() -> None:
     assert log_likelihood([1.0, 8.0, 0.1, 0.2], x, n, k) == pytest.approx(expected)
     eps = np.finfo(float).eps
     assert log_likelihood([0.0, 0.001, 0, 0], x, [1, 1], [1, 0]) == pytest.approx(2 * np.log(eps))
+    # rounding may take a probability beyond 0 or 1
+    assert np.isfinite(log_likelihood([0.0, 0.001, 1.0, 1.0], x, [1, 1], [1, 1]))
+    assert log_likelihood([0.0, 0.0, 0, 0], [-1.0, 0.0, 1.0], [3, 4, 5], [0, 2, 5]) == pytest.approx(4 * np.log(0.5))
