@@ -72,6 +72,6 @@ def watch(
         if record := ledger.record(spec.run_id):
             return record
         if time.monotonic() - reconciled > _RECONCILE_EVERY:
-            messages.send_owed(ledger, spec, time.time() - PATIENCE)
+            messages.send_owed(ledger, spec, PATIENCE)
             reconciled = time.monotonic()
         time.sleep(_LOOK_EVERY)

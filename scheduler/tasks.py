@@ -44,9 +44,10 @@ def refresh(task: Any, run_id: str, cursor: str, again: str | None = None, attem
 
 def _plan(task: Any, run_id: str, cursor: str, again: str | None, attempt: int) -> None:
     ledger = context().ledger
-    if ledger.is_ended(run_id):
-        return
     try:
+        if ledger.is_ended(run_id):
+            return
+        ledger.planning(run_id, task.request.id)
         spec = ledger.spec(run_id)
         subjects = [Subject.parse(again)] if again else _register_next(spec, cursor)
     except (PermanentError, *PERMANENT_OS_ERRORS) as error:
@@ -78,7 +79,7 @@ def _register_next(spec: RunSpec, cursor: str) -> list[Subject]:
     ledger.register(spec.run_id, subjects)
     if len(subjects) < CHUNK_SUBJECTS:
         if ledger.set_planned(spec.run_id):
-            messages.send_finish(spec.run_id)
+            messages.send_finish(spec)
     elif ledger.advance(spec.run_id, cursor, str(subjects[-1])):
         messages.send_plan(spec, str(subjects[-1]))
     return subjects
@@ -109,6 +110,6 @@ def begin_subject(task: Any, spec: RunSpec, subject: Subject, attempt: int) -> N
     work = Work(pieces=cut(seen.dates), base=seen.base, left_out=seen.left_out, attempt=attempt)
     ledger.begin(spec.run_id, subject, work, days_to_json(seen.kept))
     for piece, dates in enumerate(work.pieces):
-        messages.send_summarise(spec.run_id, subject, attempt, piece, dates)
+        messages.send_summarise(spec, subject, attempt, piece, dates)
     if not work.pieces:
-        messages.send_statuses(spec.run_id, subject)
+        messages.send_statuses(spec, subject)

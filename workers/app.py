@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from queue import Empty
-from typing import Any
+from typing import Any, Literal
 
 import kombu.transport.redis as redis_transport  # now, and not amid the first message, where Ctrl-C would break it
 from celery import Celery
@@ -22,7 +22,7 @@ VISIBILITY_TIMEOUT = TIME_LIMIT + 60
 
 #: Downstream first: what is nearest to its end is taken first, so that little is ever under way at once, the
 #: first tables are written early, and Redis stays small. 0 is the most urgent.
-PRIORITIES = {
+STAGES = {
     "training_status.finish_run": 0,
     "training_status.write_tables": 1,
     "training_status.compute_statuses": 2,
@@ -30,6 +30,9 @@ PRIORITIES = {
     "training_status.recompute": 4,
     "training_status.refresh": 4,
 }
+#: All of a refresh goes before any of a recompute: a lab that waits for its day's sessions overtakes a bulk run.
+_OF_RECOMPUTE = max(STAGES.values()) + 1
+PRIORITIES = range(2 * _OF_RECOMPUTE)
 
 
 class _Channel(redis_transport.Channel):
@@ -70,11 +73,11 @@ app.conf.update(
         # Looked for every 100 s by default, which would add to the wait for a killed worker's tasks.
         "unacked_restore_interval": 2,
         "unacked_restore_throttle": 1,
-        "priority_steps": sorted(set(PRIORITIES.values())),
+        "priority_steps": list(PRIORITIES),
         "queue_order_strategy": "priority",
     },
     task_default_queue="training-status",
-    task_default_priority=max(PRIORITIES.values()),
+    task_default_priority=max(PRIORITIES),
     # For people who watch in Flower.
     worker_send_task_events=True,
     task_send_sent_event=True,
@@ -83,9 +86,9 @@ app.conf.update(
 )
 
 
-def priority(task: str) -> int:
-    """Return the priority of messages for the task named `task`; 0 is the most urgent."""
-    return PRIORITIES[task]
+def priority(task: str, kind: Literal["recompute", "refresh"]) -> int:
+    """Return the priority of messages for the task named `task` in a run of this kind; 0 is the most urgent."""
+    return STAGES[task] + (0 if kind == "refresh" else _OF_RECOMPUTE)
 
 
 def configure(broker: str) -> Celery:

@@ -9,7 +9,10 @@ dies in between, `owed` tells what to send once more.
     training-status:run:<id>:subjects    hash: subject -> where it stands (waiting, summarising, computing, writing)
     training-status:run:<id>:outcomes    hash: subject -> its outcome, once it is ended
     training-status:run:<id>:left_out    hash: folder of no subject -> the reason
+    training-status:run:<id>:steps       hash: subject and step -> how often it was begun and never left
+    training-status:run:<id>:resent      hash: subject -> how often what it waits for was sent again
     training-status:run:<id>:work:<s>    hash: what a subject under way has produced so far
+    training-status:task:<id>            string: the run, and the subject, that a task under way is on
     training-status:runs                 sorted set: run ids by the time they began
     training-status:open                 set: runs that have not ended
 """
@@ -31,6 +34,10 @@ from core.records import LeftOut
 _PREFIX = "training-status:"
 #: Seconds for which the ledger remembers a run after its end: a week.
 REMEMBERED = 7 * 24 * 3600
+#: Seconds for which it remembers what a task is on: longer than any task runs.
+_TASK_REMEMBERED = 3600
+#: Seconds that it waits at most before what was sent again is sent again.
+_LONGEST_WAIT = 600
 
 Stage = Literal["waiting", "summarising", "computing", "writing"]
 
@@ -88,6 +95,14 @@ redis.call('HSET', KEYS[4], unpack(ARGV, 3))
 redis.call('HSET', KEYS[2], ARGV[1], 'summarising')
 redis.call('ZADD', KEYS[3], 'XX', ARGV[2], ARGV[1])
 return 1
+"""
+
+# Each time that there is still no news, the wait is twice as long: where no worker is there, or all are busy with
+# what is more urgent, copies of messages do not pile up.
+_RESENT = """
+local count = redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
+local wait = math.max(0, math.min(ARGV[3] * (2 ^ math.min(count, 20) - 1), ARGV[4]))
+redis.call('ZADD', KEYS[2], 'XX', ARGV[2] + wait, ARGV[1])
 """
 
 # Statuses belong to the look whose days they were computed from.
@@ -202,6 +217,7 @@ class Ledger:
         self._set_stage = client.register_script(_SET_STAGE)
         self._begin = client.register_script(_BEGIN)
         self._set_statuses = client.register_script(_SET_STATUSES)
+        self._resent = client.register_script(_RESENT)
 
     # ---- runs
 
@@ -300,8 +316,9 @@ class Ledger:
         return (self._redis.hget(_run(run_id), "cursor") or b"").decode()
 
     def touch(self, run_id: str) -> None:
-        """Note that something was done for a run as a whole."""
-        self._redis.hset(_run(run_id), "touched", time.time())
+        """Note that something was done for a run as a whole; nothing, where the run is not known."""
+        if self._redis.hexists(_run(run_id), "spec"):
+            self._redis.hset(_run(run_id), "touched", time.time())
 
     def leave_out(self, run_id: str, left_out: Iterable[LeftOut]) -> None:
         """Note folders that are no subject's."""
@@ -326,7 +343,7 @@ class Ledger:
                 pipe.expire(f"{_run(run_id)}:work:{name.decode()}", REMEMBERED)
             pipe.hsetnx(_run(run_id), "record", record)
             pipe.srem(f"{_PREFIX}open", run_id)
-            for part in ("", ":outcomes", ":left_out", ":subjects", ":owed", ":steps"):
+            for part in ("", ":outcomes", ":left_out", ":subjects", ":owed", ":steps", ":resent"):
                 pipe.expire(_run(run_id) + part, REMEMBERED)
             pipe.zremrangebyscore(f"{_PREFIX}runs", 0, time.time() - REMEMBERED)
             pipe.execute()
@@ -391,6 +408,10 @@ class Ledger:
         )
         return int(missing) == 0
 
+    def has_piece(self, run_id: str, subject: Subject, piece: int) -> bool:
+        """Return whether a piece of a subject under way was delivered already."""
+        return bool(self._redis.hexists(_work(run_id, subject), f"piece:{piece}"))
+
     def pieces_missing(self, run_id: str, subject: Subject) -> list[int]:
         """Return the pieces of a subject that were not delivered yet."""
         work = self.work(run_id, subject)
@@ -420,13 +441,38 @@ class Ledger:
         """Note where a subject under way stands; nothing, where it has ended."""
         self._set_stage(keys=self._moved(run_id, subject)[:3], args=[str(subject), stage, time.time()])
 
-    def entered(self, run_id: str, subject: Subject, step: str) -> int:
-        """Note that a step of a subject begins; return how often it was begun and never left: its process died."""
-        return int(self._redis.hincrby(f"{_run(run_id)}:steps", f"{subject} {step}", 1))
+    def entered(self, run_id: str, subject: Subject, step: str, task_id: str) -> int:
+        """Note that a task begins a step; return how often the step was begun and never left: its process died."""
+        with self._redis.pipeline() as pipe:
+            pipe.hincrby(f"{_run(run_id)}:steps", f"{subject} {step}", 1)
+            pipe.set(_task(task_id), f"{run_id} {subject}", ex=_TASK_REMEMBERED)
+            return int(pipe.execute()[0])
 
-    def left(self, run_id: str, subject: Subject, step: str) -> None:
-        """Note that a step was left in good order, whatever came of it."""
-        self._redis.hdel(f"{_run(run_id)}:steps", f"{subject} {step}")
+    def left(self, run_id: str, subject: Subject, step: str, task_id: str) -> None:
+        """Note that a task left a step in good order, whatever came of it."""
+        with self._redis.pipeline() as pipe:
+            pipe.hdel(f"{_run(run_id)}:steps", f"{subject} {step}")
+            pipe.delete(_task(task_id))
+            pipe.execute()
+
+    def planning(self, run_id: str, task_id: str) -> None:
+        """Note that a task plans for a run."""
+        self._redis.set(_task(task_id), f"{run_id} ", ex=_TASK_REMEMBERED)
+
+    def keep(self, task_ids: Sequence[str]) -> None:
+        """Note that these tasks are under way: what they are on is not lost, however long they take."""
+        held = self._redis.mget([_task(task_id) for task_id in task_ids]) if task_ids else []
+        for run_id, _, name in (value.decode().partition(" ") for value in held if value):
+            if name:
+                self._redis.zadd(f"{_run(run_id)}:owed", {name: time.time()}, xx=True)
+            else:
+                self.touch(run_id)
+
+    def sent_again(self, run_id: str, subject: Subject, patience: float) -> None:
+        """Note that what a subject waits for was sent again: the next time comes after twice the wait."""
+        run = _run(run_id)
+        keys = [f"{run}:resent", f"{run}:owed"]
+        self._resent(keys=keys, args=[str(subject), time.time(), patience, _LONGEST_WAIT])
 
     def end(self, run_id: str, subject: Subject, outcome: Outcome) -> bool:
         """Enter a subject's outcome; return whether the whole run is planned and all of its subjects have ended."""
@@ -458,6 +504,10 @@ class Ledger:
 
 def _run(run_id: str) -> str:
     return f"{_PREFIX}run:{run_id}"
+
+
+def _task(task_id: str) -> str:
+    return f"{_PREFIX}task:{task_id}"
 
 
 def _work_from_json(data: bytes) -> Work:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,76 +12,65 @@ from workers.ledger import Ledger, RunSpec, Subject
 
 def send_plan(spec: RunSpec, cursor: str = "") -> None:
     """Send the task that plans the next subjects of a run, those after `cursor` (lab/subject)."""
-    _send(f"training_status.{spec.kind}", [spec.run_id, cursor], f"{spec.run_id} after {cursor or 'the start'}")
+    _send(spec, spec.kind, [cursor], f"{spec.run_id} after {cursor or 'the start'}")
 
 
 def send_look(spec: RunSpec, subject: Subject, attempt: int) -> None:
     """Send the task that looks at one subject again, after `attempt` looks."""
-    _send(
-        f"training_status.{spec.kind}",
-        [spec.run_id, "", str(subject), attempt],
-        f"{subject} again, look {attempt + 1}",
-    )
+    _send(spec, spec.kind, ["", str(subject), attempt], f"{subject} again, look {attempt + 1}")
 
 
-def send_summarise(run_id: str, subject: Subject, attempt: int, piece: int, dates: Sequence[str]) -> None:
+def send_summarise(spec: RunSpec, subject: Subject, attempt: int, piece: int, dates: Sequence[str]) -> None:
     """Send the task that summarises some days of a subject."""
-    _send(
-        "training_status.summarise_days",
-        [run_id, str(subject), attempt, piece, list(dates)],
-        f"{subject} {dates[0]}..{dates[-1]}",
-    )
+    shown = f"{subject} {dates[0]}..{dates[-1]}"
+    _send(spec, "summarise_days", [str(subject), attempt, piece, list(dates)], shown)
 
 
-def send_statuses(run_id: str, subject: Subject) -> None:
+def send_statuses(spec: RunSpec, subject: Subject) -> None:
     """Send the chain that computes a subject's statuses and writes its tables."""
-    statuses = _signature("training_status.compute_statuses", [run_id, str(subject)], str(subject))
-    write = _signature("training_status.write_tables", [run_id, str(subject)], str(subject))
-    (statuses | write).apply_async(priority=priority("training_status.compute_statuses"))
+    statuses = _signature(spec, "compute_statuses", [str(subject)], str(subject))
+    write = _signature(spec, "write_tables", [str(subject)], str(subject))
+    (statuses | write).apply_async(priority=statuses.options["priority"])
 
 
-def send_write(run_id: str, subject: Subject) -> None:
-    """Send the task that writes a subject's tables."""
-    _send("training_status.write_tables", [run_id, str(subject)], str(subject))
-
-
-def send_finish(run_id: str) -> None:
+def send_finish(spec: RunSpec) -> None:
     """Send the task that ends a run."""
-    _send("training_status.finish_run", [run_id], run_id)
+    _send(spec, "finish_run", [], spec.run_id)
 
 
-def send_owed(ledger: Ledger, spec: RunSpec, before: float) -> int:
-    """Send once more what a run owes and to which nothing has happened since `before`; return how many subjects.
+def send_owed(ledger: Ledger, spec: RunSpec, patience: float) -> int:
+    """Send once more what a run owes and has not heard of for `patience` seconds; return for how many subjects.
 
     Harmless where the message was not lost but is slow: every task can run twice.
     """
+    before = time.time() - patience
     waits_for = ledger.stalled(spec.run_id, before)
     if waits_for:
         ledger.touch(spec.run_id)
     if waits_for == "planning":
         send_plan(spec, ledger.cursor(spec.run_id))
     elif waits_for == "finishing":
-        send_finish(spec.run_id)
+        send_finish(spec)
     count = 0
     for subject, stage in list(ledger.owed(spec.run_id, before)):
-        ledger.set_stage(spec.run_id, subject, stage)  # so that the next round waits again
+        ledger.sent_again(spec.run_id, subject, patience)  # before the sending, which is news and sets the wait anew
         work = ledger.work(spec.run_id, subject)
         if stage == "waiting" or work is None:
             send_look(spec, subject, work.attempt if work else 0)
         elif missing := ledger.pieces_missing(spec.run_id, subject):
             for piece in missing:
-                send_summarise(spec.run_id, subject, work.attempt, piece, work.pieces[piece])
+                send_summarise(spec, subject, work.attempt, piece, work.pieces[piece])
         else:
-            send_statuses(spec.run_id, subject)
+            send_statuses(spec, subject)
         count += 1
     return count
 
 
-def _signature(name: str, args: list[Any], shown: str) -> Any:
-    return app.signature(
-        name, args=args, immutable=True, options={"priority": priority(name), "argsrepr": shown, "kwargsrepr": ""}
-    )
+def _signature(spec: RunSpec, task: str, args: list[Any], shown: str) -> Any:
+    name = f"training_status.{task}"
+    options = {"priority": priority(name, spec.kind), "argsrepr": shown, "kwargsrepr": ""}
+    return app.signature(name, args=[spec.run_id, *args], immutable=True, options=options)
 
 
-def _send(name: str, args: list[Any], shown: str) -> None:
-    _signature(name, args, shown).apply_async()
+def _send(spec: RunSpec, task: str, args: list[Any], shown: str) -> None:
+    _signature(spec, task, args, shown).apply_async()

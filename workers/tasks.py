@@ -85,13 +85,13 @@ def subject_task(function: Callable[..., None]) -> Callable[..., None]:
             if ledger.stage(run_id, subject) is None:
                 log.info("%s %s: nothing left to do in run %s", task.name, subject, run_id)
                 return
-            if ledger.entered(run_id, subject, step) > MAX_DEATHS:
+            if ledger.entered(run_id, subject, step, task.request.id) > MAX_DEATHS:
                 fail(run_id, subject, f"{task.name}: its process died or was killed {MAX_DEATHS} times on it")
                 return
             try:
                 function(task, ledger.spec(run_id), subject, *args)
             finally:
-                ledger.left(run_id, subject, step)
+                ledger.left(run_id, subject, step, task.request.id)
         except (PermanentError, *PERMANENT_OS_ERRORS) as error:
             fail(run_id, subject, str(error))
         except TRANSIENT as error:
@@ -116,7 +116,7 @@ def fail(run_id: str, subject: Subject, reason: str) -> None:
 def end_subject(run_id: str, subject: Subject, outcome: Outcome) -> None:
     """Enter a subject's outcome; the last one's end is followed by the run's."""
     if context().ledger.end(run_id, subject, outcome):
-        messages.send_finish(run_id)
+        messages.send_finish(context().ledger.spec(run_id))
 
 
 @app.task(bind=True, name="training_status.summarise_days")
@@ -127,6 +127,11 @@ def summarise_days(task: Any, spec: RunSpec, subject: Subject, attempt: int, pie
     work = ledger.work(spec.run_id, subject)
     if work is None or work.attempt != attempt or dict(enumerate(work.pieces)).get(piece) != tuple(dates):
         log.info("%s: piece %s is not of the latest look", subject, piece)
+        return
+    if ledger.has_piece(spec.run_id, subject, piece):
+        # Whoever delivered it may have died before it sent what follows.
+        if ledger.stage(spec.run_id, subject) == "summarising" and not ledger.pieces_missing(spec.run_id, subject):
+            go_on(spec, subject)
         return
     sessions, _ = find_sessions(Path(spec.root), subject.lab, subject.subject, dates)
     days = summarise(load_days(sessions))
@@ -140,8 +145,13 @@ def summarise_days(task: Any, spec: RunSpec, subject: Subject, attempt: int, pie
         sessions=sum(len(paths) for paths in sessions.values()),
     )
     if complete:
-        ledger.set_stage(spec.run_id, subject, "computing")
-        messages.send_statuses(spec.run_id, subject)
+        go_on(spec, subject)
+
+
+def go_on(spec: RunSpec, subject: Subject) -> None:
+    """Send a subject on that has all of its pieces."""
+    context().ledger.set_stage(spec.run_id, subject, "computing")
+    messages.send_statuses(spec, subject)
 
 
 @app.task(bind=True, name="training_status.compute_statuses")

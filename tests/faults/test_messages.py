@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import kombu.transport.redis as redis_transport
 import orjson
 import pytest
 import redis
@@ -33,7 +35,7 @@ from tests.faults.services import (
     undisturbed,
 )
 from workers import context, messages, tasks
-from workers.app import app, configure
+from workers.app import PRIORITIES, app, configure, priority
 from workers.ledger import Ledger, Outcome, RunSpec, Subject
 
 QUEUE = app.conf.task_default_queue  # the list of the most urgent messages has the queue's own name
@@ -113,6 +115,78 @@ def test_a_message_that_is_not_ours_changes_nothing(
     assert_as_undisturbed(pair, open_store(str(folder)), record, arena)
     assert not (tmp_path / "pickled").exists()
     assert arena.client.llen(QUEUE) == 0
+
+
+# ---- messages that get lost
+
+
+def all_lists() -> list[str]:
+    """Return the names of the lists in which messages wait, the most urgent first."""
+    return [QUEUE if at == 0 else f"{QUEUE}{redis_transport.Channel.sep}{at}" for at in PRIORITIES]
+
+
+def lists_of(client: Any) -> list[str]:
+    """Return those in which messages wait."""
+    return [name for name in all_lists() if client.exists(name)]
+
+
+class Thief(threading.Thread):
+    """A client that waits for messages of one task as a worker does, takes the first that come, and loses them.
+
+    Redis gives a message to whoever has waited longest. A worker waits a second at a time and the thief for ever, so
+    that the first message is always the thief's.
+    """
+
+    def __init__(self, url: str, waiting: str, count: int) -> None:
+        super().__init__(daemon=True)
+        self.stolen: list[str] = []
+        self._waiting, self._count = waiting, count
+        # Not by `connect`: its clients give up an answer that takes long.
+        self._client: Any = redis.Redis.from_url(url, socket_timeout=None)
+
+    def run(self) -> None:
+        while len(self.stolen) < self._count:
+            _, raw = self._client.brpop(self._waiting, timeout=0)
+            self.stolen.append(orjson.loads(raw)["headers"]["task"].removeprefix("training_status."))
+        self._client.close()
+
+
+def test_messages_that_are_taken_out_of_redis_are_sent_again(herd: Herd, arena: Arena, folder: Path) -> None:
+    tasks = ["finish_run", "write_tables", "compute_statuses", "summarise_days", "recompute"]
+    lists = [all_lists()[priority(f"training_status.{task}", "recompute")] for task in tasks]
+    thieves = [Thief(arena.redis.url, waiting, count) for waiting, count in zip(lists, (1, 2, 2, 4, 1), strict=True)]
+    for thief in thieves:
+        thief.start()
+    arena.wait(lambda: arena.client.info("clients")["blocked_clients"] == len(thieves), "the thieves to wait")
+    running = arena.run(herd.root, folder)
+    arena.worker()
+    record = arena.finish(running)
+    for thief in thieves:
+        thief.join()
+    assert running.code == 0, running.told
+    for task, thief in zip(tasks, thieves, strict=True):
+        assert set(thief.stolen) == {task}
+    assert "sent again" in arena.log()
+    assert_as_undisturbed(herd, open_store(str(folder)), record, arena)
+
+
+# ---- what is more urgent
+
+
+def test_a_refresh_overtakes_a_recompute(herd: Herd, arena: Arena, folder: Path, tmp_path: Path) -> None:
+    bulk = arena.run(herd.root, folder)
+    bulk_id = arena.run_id()
+    arena.wait(lambda: bool(lists_of(arena.client)), "the bulk run to wait for a worker")
+    (tmp_path / "own").mkdir()
+    options = ("--root", herd.root, "--store", tmp_path / "own", "--lab", "lab2", "--json")
+    own = arena.command("refresh", *options)
+    arena.wait(lambda: len(arena.ledger.open_runs()) == 2, "both runs to wait")
+    arena.wait(lambda: len(lists_of(arena.client)) == 2, "both messages to wait")
+    arena.worker()
+    record = arena.finish(own)
+    assert record["counts"]["done"] == 3
+    assert not arena.ledger.is_ended(bulk_id)
+    assert_as_undisturbed(herd, open_store(str(folder)), arena.finish(bulk), arena)
 
 
 # ---- the same run submitted twice

@@ -377,6 +377,8 @@ def test_a_task_that_exceeds_its_limit_is_told(
     lab, subject = pair.subjects[0]
     assert [(failed["lab"], failed["subject"]) for failed in record["failed"]] == [(lab, subject)]
     assert "time limit" in record["failed"][0]["reason"]
+    # Sent again while it hangs, it would take one process of the pool after the other.
+    assert "sent again" not in arena.log()
     wanted = undisturbed(hanging, pair.subjects[1:], f"hanging-{tmp_path.name}")
     assert differences(objects(open_store(str(folder)), pair.subjects[1:]), wanted) == []
     assert_ledger_agrees(record, arena)

@@ -111,10 +111,55 @@ def test_statuses_belong_to_the_look_that_they_come_from(ledger: Ledger) -> None
 
 
 def test_steps_that_were_never_left_are_counted(ledger: Ledger) -> None:
-    assert [ledger.entered(RUN, MOUSE, "write") for _ in range(3)] == [1, 2, 3]
-    assert ledger.entered(RUN, MOUSE, "summarise 0") == 1
-    ledger.left(RUN, MOUSE, "write")
-    assert ledger.entered(RUN, MOUSE, "write") == 1
+    assert [ledger.entered(RUN, MOUSE, "write", f"task{at}") for at in range(3)] == [1, 2, 3]
+    assert ledger.entered(RUN, MOUSE, "summarise 0", "task3") == 1
+    ledger.left(RUN, MOUSE, "write", "task2")
+    assert ledger.entered(RUN, MOUSE, "write", "task4") == 1
+
+
+def test_what_a_task_is_on_is_not_owed_while_its_worker_keeps_it(ledger: Ledger) -> None:
+    begin(ledger, MOUSE)
+    begin(ledger, OTHER)
+    ledger.entered(RUN, MOUSE, "summarise 0", "task1")
+    began = time.time()
+    ledger.keep(["task1", "a task of which nothing is known"])
+    assert dict(ledger.owed(RUN, began)) == {OTHER: "summarising"}
+    ledger.left(RUN, MOUSE, "summarise 0", "task1")
+    left = time.time()
+    ledger.keep(["task1"])
+    assert dict(ledger.owed(RUN, left)) == {MOUSE: "summarising", OTHER: "summarising"}
+
+
+def test_a_run_does_not_stall_while_a_task_plans_for_it(ledger: Ledger) -> None:
+    ledger.planning(RUN, "task1")
+    began = time.time()
+    ledger.keep(["task1"])
+    assert ledger.stalled(RUN, began) is None
+    ledger.planning("20000101T000000-000000", "task2")
+    ledger.keep(["task2"])
+    assert ledger.is_ended("20000101T000000-000000")  # as are all that are not known
+    assert ledger.run_ids() == [RUN]
+
+
+def test_each_time_that_something_is_sent_again_the_wait_is_longer(ledger: Ledger) -> None:
+    begin(ledger, MOUSE)
+    waits = []
+    for _ in range(6):
+        sent = time.time()
+        ledger.sent_again(RUN, MOUSE, patience=60)
+        waits.append(next(wait for wait in range(0, 700, 10) if dict(ledger.owed(RUN, sent + wait + 5))))
+    assert waits == [60, 180, 420, 600, 600, 600]
+    ledger.set_stage(RUN, MOUSE, "computing")  # news: it is waited for as at first
+    assert dict(ledger.owed(RUN, time.time())) == {MOUSE: "computing"}
+    ledger.end(RUN, MOUSE, Outcome(state="done"))
+    ledger.sent_again(RUN, MOUSE, patience=60)
+    assert dict(ledger.owed(RUN, time.time() + 1000)) == {}
+
+
+def test_a_piece_that_was_delivered_is_known(ledger: Ledger) -> None:
+    begin(ledger, MOUSE)
+    deliver(ledger, 1)
+    assert [ledger.has_piece(RUN, MOUSE, piece) for piece in range(2)] == [False, True]
 
 
 def test_a_run_is_complete_when_it_is_planned_and_all_have_ended(ledger: Ledger) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import psutil
@@ -119,7 +118,7 @@ def test_a_worker_that_is_killed_loses_nothing(
     assert not ledger.is_ended(spec.run_id)
     with worker(broker, tmp_path / "second.log"):
         # What the first had taken comes back after the visibility timeout; what is owed is sent again at once.
-        messages.send_owed(ledger, spec, time.time())
+        messages.send_owed(ledger, spec, patience=0)
         record = finish(ledger, spec)
     assert record["counts"]["done"] == 4
     assert subject_objects(open_store(str(tmp_path / "t"))) == expected
@@ -137,7 +136,7 @@ def test_a_pool_process_that_is_killed_loses_nothing(
     assert subject_objects(open_store(str(tmp_path / "t"))) == expected
 
 
-@pytest.mark.parametrize("stage", ["planning", "waiting", "summarising", "computing", "finishing"])
+@pytest.mark.parametrize("stage", ["planning", "waiting", "summarising", "computing", "writing", "finishing"])
 def test_messages_that_are_lost_are_sent_again(
     stage: str, mice: Path, broker: str, redis_client: redis.Redis, ledger: Ledger, expected: dict, tmp_path: Path
 ) -> None:
@@ -164,17 +163,18 @@ def lost_until(stage: str, spec: RunSpec, mice: Path, ledger: Ledger, client: re
         if stage != "planning":
             ledger.register(spec.run_id, [Subject(lab=lab, subject=subject) for lab, subject in SUBJECTS])
             ledger.set_planned(spec.run_id)
-        if stage in ("summarising", "computing", "finishing"):
+        if stage in ("summarising", "computing", "writing", "finishing"):
             planning.recompute.run(spec.run_id, "")
         for lab, name in SUBJECTS:
             subject = Subject(lab=lab, subject=name)
-            if stage in ("computing", "finishing"):
+            if stage in ("computing", "writing", "finishing"):
                 work = ledger.work(spec.run_id, subject)
                 assert work is not None
                 for piece, dates in enumerate(work.pieces):
                     tasks.summarise_days.run(spec.run_id, str(subject), work.attempt, piece, list(dates))
-            if stage == "finishing":
+            if stage in ("writing", "finishing"):
                 tasks.compute_statuses.run(spec.run_id, str(subject))
+            if stage == "finishing":
                 tasks.write_tables.run(spec.run_id, str(subject))
     finally:
         dropped.undo()

@@ -6,7 +6,7 @@ import pytest
 
 from core.errors import BrokerUnavailable, ConfigurationError
 from workers import retry
-from workers.app import PRIORITIES, TIME_LIMIT, VISIBILITY_TIMEOUT, app
+from workers.app import PRIORITIES, STAGES, TIME_LIMIT, VISIBILITY_TIMEOUT, app, priority
 from workers.broker import check, connect, without_password
 
 
@@ -73,8 +73,17 @@ def test_every_task_has_a_priority_and_downstream_goes_first() -> None:
     import workers.tasks  # noqa: F401
 
     ours = {name for name in app.tasks if name.startswith("training_status.")}
-    assert ours == set(PRIORITIES)
+    assert ours == set(STAGES)
     stages = ["finish_run", "write_tables", "compute_statuses", "summarise_days", "recompute"]
-    ranks = [PRIORITIES[f"training_status.{stage}"] for stage in stages]
+    ranks = [STAGES[f"training_status.{stage}"] for stage in stages]
     assert ranks == sorted(set(ranks))
     assert scheduler.tasks.recompute.name == "training_status.recompute"
+
+
+def test_all_of_a_refresh_goes_before_any_of_a_recompute() -> None:
+    refreshing = {priority(task, "refresh") for task in STAGES}
+    recomputing = {priority(task, "recompute") for task in STAGES}
+    assert max(refreshing) < min(recomputing)
+    assert refreshing | recomputing == set(PRIORITIES)
+    # Every one of them has a list of its own in Redis: kombu would put it into the next lower list without a word.
+    assert app.conf.broker_transport_options["priority_steps"] == list(PRIORITIES)
