@@ -5,13 +5,13 @@ PEER := .venv-peer
 BIN := $(VENV)/bin
 DEMO := demo-data
 
-.PHONY: demo install test lint unit peer faults parity clean help
+.PHONY: demo install test lint unit peer faults endurance parity clean help
 
 help:
 	@echo "make demo    simulate 12 mice, add a real one, compute and show their status (again: refresh)"
 	@echo "make test    lint, types and all tests, under pandas 3 and, beside ibllib, under pandas 2"
 	@echo "make lint    ruff and mypy;    make unit    the quick tests;    make faults    all that can be killed or fail"
-	@echo "make parity  a large comparison with ibllib"
+	@echo "make parity  a large comparison with ibllib;    make endurance    600 mice x 100 days, disturbed from beginning to end"
 
 # ---- environments
 
@@ -70,6 +70,9 @@ test: lint $(PEER)/.dev
 
 faults: $(VENV)/.dev
 	$(BIN)/pytest -n 2 tests/faults
+
+endurance: $(VENV)/.dev
+	$(BIN)/python -m bench.endurance --subjects 600 --days 100
 
 parity: $(PEER)/.dev
 	$(PEER)/bin/python -m bench.parity --mice 100 --days 14 --seeds 3 --processes 2

@@ -158,8 +158,14 @@ class S3Store(Store):
             with closing(answer["Body"]) as body:
                 data = body.read()
         except _FAULTS as error:
-            if _code(error) == "NoSuchKey":
+            code = _code(error)
+            if code == "NoSuchKey":
                 return None
+            if code == "404":
+                # Its reason is missing: the answer broke off. Taken for a missing object, it could cost a table.
+                raise StoreUnavailable(
+                    f"{self.uri}: cannot read {key!r}: {self._server} answers HTTP 404 and not why: try again later"
+                ) from None
             raise self._fault(error, f"read {key!r}") from None
         return StoredObject(data=data, etag=answer["ETag"])
 

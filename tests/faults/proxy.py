@@ -10,6 +10,7 @@ import enum
 import http.client
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 _TIMEOUT = 60.0  # seconds, for a server on this machine
+_SLOW = 3.0  # seconds
 
 
 class Wrong(enum.Enum):
@@ -34,6 +36,8 @@ class Wrong(enum.Enum):
     ANSWER_CUT = "connection closed amid the answer"
     #: The request is passed on only when `S3Proxy.let_go` is called.
     HELD = "held"
+    #: The request is passed on after `_SLOW` seconds.
+    SLOW = "slow"
 
 
 @dataclass(kw_only=True)
@@ -113,6 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(length)
         if wrong is Wrong.HELD:
             self.proxy.hold()
+        if wrong is Wrong.SLOW:
+            time.sleep(_SLOW)
         if wrong in (Wrong.ERROR_500, Wrong.ERROR_503, Wrong.REFUSED, Wrong.NO_BUCKET):
             self._refuse(wrong)
             return

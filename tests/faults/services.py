@@ -242,12 +242,16 @@ class Arena:
         wait_for(lambda: bool(self.ledger.run_ids()), "a run to begin")
         return self.ledger.run_ids()[0]
 
+    def keep_alive(self) -> None:
+        """Start again the workers that have died and should not have."""
+        for service in self._kept:
+            service.keep_alive()
+
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition on the ledger; meanwhile start again what has died and should not have."""
 
         def holds() -> bool:
-            for service in self._kept:
-                service.keep_alive()
+            self.keep_alive()
             try:
                 return condition()
             except redis.RedisError:  # it is away; whoever took it away brings it back
