@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -16,27 +17,25 @@ _LOOK_EVERY = 0.2
 _RECONCILE_EVERY = 5.0
 
 
-def new_run(
-    kind: Literal["recompute", "refresh"],
-    *,
-    root: str,
-    store: str,
-    labs: tuple[str, ...] = (),
-    subjects: tuple[str, ...] = (),
-    only: tuple[str, ...] = (),
-) -> RunSpec:
-    """Return the specification of a new run; its id sorts by the time it began."""
+def new_run(kind: Literal["recompute", "refresh"], **asked: Any) -> RunSpec:
+    """Return the specification of a new run; its id sorts by the time it began.
+
+    Parameters
+    ----------
+    kind : {"recompute", "refresh"}
+        Whether everything is computed anew.
+    **asked
+        What else `RunSpec` holds: ``root``, ``store``, ``labs``, ``subjects``.
+    """
     now = datetime.now(UTC)
-    return RunSpec(
-        run_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
-        kind=kind,
-        root=root,
-        store=store,
-        labs=labs,
-        subjects=subjects,
-        only=only,
-        started=now.isoformat(timespec="seconds"),
-    )
+    run_id = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    return RunSpec(run_id=run_id, kind=kind, started=now.isoformat(timespec="seconds"), **asked)
+
+
+def once_more(spec: RunSpec, only: tuple[str, ...]) -> RunSpec:
+    """Return a new run like `spec`, over the subjects `only` (lab/subject), or over all of its where that is empty."""
+    fresh = new_run(spec.kind, root=spec.root, store=spec.store)
+    return replace(spec, run_id=fresh.run_id, started=fresh.started, only=only)
 
 
 def start(ledger: Ledger, spec: RunSpec) -> None:

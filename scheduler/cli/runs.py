@@ -53,6 +53,8 @@ def runs(run_id: str | None, broker: str, watch: bool, as_json: bool) -> int:
 def retry(run_id: str, broker: str, no_wait: bool, as_json: bool) -> int:
     """Try once more, in a run of its own, the subjects that failed in RUN_ID.
 
+    Where the run as a whole could not go on, all of it is tried again: its other subjects are not in the cohort table.
+
     \b
     training-status retry 20261122T080000-abc123 --broker redis://localhost:6379/0
     """
@@ -66,10 +68,10 @@ def retry(run_id: str, broker: str, no_wait: bool, as_json: bool) -> int:
     if record is None:
         raise ConfigurationError(f"run {run_id} has not ended: `training-status runs {run_id} --watch` waits for it")
     failed = tuple(f"{subject['lab']}/{subject['subject']}" for subject in record["failed"])
-    if not failed:
+    if not failed and not record["error"]:
         raise ConfigurationError(f"nothing failed in run {run_id}")
     configure(broker)
-    again = running.new_run(spec.kind, root=spec.root, store=spec.store, only=failed)
+    again = running.once_more(spec, only=spec.only if record["error"] else failed)
     with interruptible(again, embedded=False):
         running.start(ledger, again)
         if no_wait:

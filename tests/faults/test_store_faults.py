@@ -137,6 +137,22 @@ def test_refused_credentials_are_told_and_tried_again(
     assert differences(objects(bucket, pair.subjects), pair.objects) == []
 
 
+def test_a_run_whose_end_was_refused_is_tried_again_as_a_whole(
+    pair: Herd, s3_arena: Arena, proxy: S3Proxy, s3_uri: str, bucket: Store
+) -> None:
+    """All subjects are done, but no row of theirs is in the cohort table: a retry of none of them would not mend it."""
+    s3_arena.worker()
+    proxy.add(Wrong.REFUSED, method="PUT", path="cohort.pqt")
+    running = s3_arena.run(pair.root, s3_uri)
+    s3_arena.wait(lambda: running.has_ended, "the command to end")
+    assert running.code == 2
+    assert "refuses" in running.told
+    assert bucket.get(COHORT_KEY) is None
+    again = s3_arena.command("retry", s3_arena.run_id(), "--json")
+    assert_as_undisturbed(pair, bucket, s3_arena.finish(again), s3_arena)
+    assert again.code == 0, again.told
+
+
 @pytest.mark.parametrize(
     "env",
     [
