@@ -9,7 +9,9 @@ from typing import Any, Final
 import pyarrow as pa
 
 #: Raised when the meaning or the columns of a stored table change; a table of another version is computed anew.
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+#: Versions whose day summaries are those of this one, so that an upgrade keeps sessions that are no longer on disk.
+SUMMARIES_READ: Final = frozenset({1, SCHEMA_VERSION})
 
 try:
     SOFTWARE_VERSION: Final = version("training-status")
@@ -107,7 +109,14 @@ COHORT: Final = pa.schema(
     ]
 )
 
-SUMMARIES: Final = pa.schema([("date", pa.string()), ("inputs", pa.string()), ("summary", pa.string())])
+SUMMARIES: Final = pa.schema(
+    [
+        ("date", pa.string()),
+        ("inputs", pa.string()),  # fingerprint of the day's sessions
+        ("summary", pa.string()),  # JSON, see `records.DaySummary`
+        ("status", pa.string()),  # JSON, see `records.DayStatus`; null where every session was left out
+    ]
+)
 
 
 def empty(schema: pa.Schema) -> Any:

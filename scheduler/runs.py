@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from core.records import Fingerprint
 from workers import messages
 from workers.ledger import Ledger, Progress, RunSpec
 from workers.reconcile import PATIENCE
@@ -24,6 +25,8 @@ def new_run(
     labs: tuple[str, ...] = (),
     subjects: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
+    prune: bool = False,
+    fingerprint: Fingerprint = "stat",
 ) -> RunSpec:
     """Return the specification of a new run; its id sorts by the time it began."""
     now = datetime.now(UTC)
@@ -36,6 +39,8 @@ def new_run(
         subjects=subjects,
         only=only,
         started=now.isoformat(timespec="seconds"),
+        prune=prune,
+        fingerprint=fingerprint,
     )
 
 

@@ -69,7 +69,9 @@ def retry(run_id: str, broker: str, no_wait: bool, as_json: bool) -> int:
     if not failed:
         raise ConfigurationError(f"nothing failed in run {run_id}")
     configure(broker)
-    again = running.new_run(spec.kind, root=spec.root, store=spec.store, only=failed)
+    again = running.new_run(
+        spec.kind, root=spec.root, store=spec.store, only=failed, prune=spec.prune, fingerprint=spec.fingerprint
+    )
     with interruptible(again, embedded=False):
         running.start(ledger, again)
         if no_wait:

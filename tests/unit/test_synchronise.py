@@ -168,7 +168,7 @@ def test_a_session_that_is_gone_is_told_and_its_day_kept_as_it_was(root: Path, s
     move(root / LAB / "Subjects" / SUBJECT / "2020-01-03/002", tmp_path / "aside")
     found = seen(root, store)
     assert (found.unchanged, found.dates) == (True, ())
-    reason = "session 002 is no longer on disk: the day is kept as it was"
+    reason = "session 002 is no longer on disk: kept as the table has it (refresh --prune drops it)"
     assert found.left_out == (LeftOut(session="2020-01-03", reason=reason),)
     assert not refresh(root, store)
     assert objects(store) == before
