@@ -39,9 +39,7 @@ class Look:
     left_out: tuple[LeftOut, ...]  # odd folders, sessions that are gone
     empty: bool = False  # there is no session folder on disk
     settled: tuple[DayStatus, ...] = ()  # statuses of the days before the first that is new, changed or gone
-    held: Mapping[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # of the dates: sessions in `kept`, not to be read
+    held: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # date -> its sessions that are not to be read
 
 
 def look(
@@ -139,7 +137,11 @@ def look(
         left_out=(*odd, *told, *remembered),
         empty=empty,
         settled=tuple(status for status in statuses if earliest is None or status.date < earliest),
-        held={date: tuple(sorted(present[date].keys() - found[date].new)) for date in todo if date in kept},
+        held={
+            date: tuple(sorted({*kept[date].inputs, *present[date]}.difference(found[date].new)))
+            for date in todo
+            if date in kept
+        },
     )
 
 

@@ -212,7 +212,7 @@ def test_a_session_new_on_a_day_of_which_another_is_gone_is_added_to_what_is_kep
     move(root / LAB / "Subjects" / SUBJECT / "2020-01-03/001", tmp_path / "first")
     move(tmp_path / "third", third)
     found = seen(root, store)
-    assert (found.dates, found.held) == (("2020-01-03",), {"2020-01-03": ("002",)})
+    assert (found.dates, found.held) == (("2020-01-03",), {"2020-01-03": ("001", "002")})
     assert [status.date for status in found.settled] == ["2020-01-01", "2020-01-02"]
     (left,) = found.left_out
     assert left == LeftOut(

@@ -1,0 +1,155 @@
+"""A night's refresh by the shipped command: sessions that come late, change, move and go, with and without --prune."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.simulation.tree import simulate
+from tests.integration.test_command import tables
+from tests.processes import training_status, worker
+from tests.trees import rows
+
+COHORT = "resources/training/cohort.pqt"
+LAB, OTHER = "simlab01", "simlab02"
+
+
+class Site:
+    """A tree, a store that is kept in step with it, and the worker that both are seen by."""
+
+    def __init__(self, root: Path, folder: Path, broker: str) -> None:
+        self.root, self.folder, self.broker = root, folder, broker
+        self.store, self.count = folder / "tables", 0
+
+    def run(self, kind: str, *options: str, store: Path | None = None) -> dict[str, Any]:
+        """Run to the end; return the record."""
+        place = ("--root", self.root, "--store", store or self.store, "--broker", self.broker, "--json")
+        done = training_status(kind, *place, *options)
+        assert done.returncode == 0, done.stderr
+        record: dict[str, Any] = json.loads(done.stdout)
+        return record
+
+    def recomputed(self, *options: str) -> dict[str, bytes]:
+        """The tables of a recompute into an empty store."""
+        self.count += 1
+        store = self.folder / f"anew{self.count}"
+        self.run("recompute", *options, store=store)
+        return tables(store)
+
+    def sessions(self, subject: str) -> list[Path]:
+        """The session folders of a subject, lab/subject."""
+        lab, name = subject.split("/")
+        return sorted((self.root / lab / "Subjects" / name).glob("*/*"))
+
+
+@pytest.fixture
+def site(broker: str, tmp_path: Path) -> Iterator[Site]:
+    root = tmp_path / "tree"
+    simulate(root, labs=2, subjects=2, days=8, seed=3)
+    with worker(broker, tmp_path / "worker.log"):
+        yield Site(root, tmp_path, broker)
+
+
+def told(record: dict[str, Any]) -> dict[str, str]:
+    """What a record says of sessions and of folders, by subject and session, or folder."""
+    sessions = {f"{left['lab']}/{left['subject']} {left['session']}": left["reason"] for left in record["left_out"]}
+    return sessions | {left["folder"]: left["reason"] for left in record["folders_left_out"]}
+
+
+def test_nights_of_refreshes(site: Site, tmp_path: Path) -> None:
+    one, two = f"{LAB}/SIM01_001", f"{OTHER}/SIM02_001"
+    late, day = site.sessions(one)[1], site.sessions(one)[-1]
+    shutil.move(late, tmp_path / "late")
+    shutil.move(day, tmp_path / "day")
+    site.run("refresh")
+
+    # The last day, and one that is weeks late; another is moved to its right number.
+    shutil.move(tmp_path / "day", day)
+    shutil.move(tmp_path / "late", late)
+    moved = site.sessions(two)[2]
+    shutil.move(moved, moved.with_name("009"))
+    record = site.run("refresh")
+    assert told(record) == {}
+    assert record["counts"]["sessions"] == 3
+    assert tables(site.store) == site.recomputed()
+
+    # One goes, and another comes on its day: what was there is kept, what is new is added.
+    shutil.move(day, tmp_path / "day")
+    shutil.copytree(late, day.with_name("008"))
+    record = site.run("refresh")
+    assert record["counts"]["sessions"] == 1
+    (reason,) = told(record).values()
+    assert "session 001 is no longer on disk" in reason
+    assert "session 008 is new" in reason
+    paths = {row["session_path"] for row in rows(tables(site.store)[f"resources/training/{one}/training.pqt"])}
+    assert {str(day), str(day.with_name("008"))} <= paths
+    assert site.run("refresh")["counts"]["unchanged"] == 4
+
+    # With --prune the table is what is on disk, for a retry and a recompute alike.
+    record = site.run("refresh", "--prune")
+    assert (record["prune"], told(record)) == (True, {})
+    assert record["counts"] | {"done": 1, "unchanged": 3} == record["counts"]
+    assert tables(site.store) == site.recomputed()
+    assert site.run("refresh", "--prune")["counts"]["unchanged"] == 4
+
+
+def test_subjects_that_are_gone(site: Site, tmp_path: Path) -> None:
+    away, emptied = f"{LAB}/SIM01_002", f"{OTHER}/SIM02_002"
+    site.run("refresh")
+    before = tables(site.store)
+    shutil.move(site.root / LAB / "Subjects/SIM01_002", tmp_path / "away")
+    days = {path.parent.name for path in site.sessions(emptied)}
+    shutil.rmtree(site.root / OTHER / "Subjects/SIM02_002")
+    (site.root / OTHER / "Subjects/SIM02_002").mkdir()
+
+    record = site.run("refresh")
+    assert told(record).keys() == {away, *(f"{emptied} {date}" for date in days)}
+    assert told(record)[away].startswith("no longer on disk: its tables are kept")
+    assert record["counts"]["unchanged"] == 3
+    assert tables(site.store) == before
+    assert told(site.run("refresh", "--lab", OTHER)).keys() == {f"{emptied} {date}" for date in days}
+
+    record = site.run("refresh", "--prune")
+    reason = "no longer on disk: taken out of the cohort table; its own tables stay in the store"
+    assert told(record) == {away: reason, f"{emptied} {emptied}": reason}
+    after = tables(site.store)
+    assert {f"{row['lab']}/{row['subject']}" for row in rows(after[COHORT])} == {
+        f"{LAB}/SIM01_001",
+        f"{OTHER}/SIM02_001",
+    }
+    assert {key: after[key] for key in after if key != COHORT} == {key: before[key] for key in before if key != COHORT}
+    assert after[COHORT] == site.recomputed()[COHORT]
+
+    # It stays so, and what comes back is taken up.
+    site.run("refresh")
+    assert tables(site.store) == after
+    shutil.move(tmp_path / "away", site.root / LAB / "Subjects/SIM01_002")
+    assert site.run("refresh")["counts"]["unchanged"] == 4
+    assert {row["subject"] for row in rows(tables(site.store)[COHORT])} == {"SIM01_001", "SIM01_002", "SIM02_001"}
+
+
+def test_files_known_by_content(site: Site) -> None:
+    site.run("recompute", "--fingerprint", "content")
+    assert tables(site.store) == site.recomputed("--fingerprint", "content")
+    for path in site.root.rglob("*"):
+        path.touch()
+    assert site.run("refresh", "--fingerprint", "content")["counts"]["unchanged"] == 4
+    other = site.run("refresh")
+    assert (other["fingerprint"], other["counts"]["done"]) == ("stat", 4)
+    assert tables(site.store) == site.recomputed()
+
+
+def test_a_wrong_fingerprint_is_told_in_one_line(tmp_path: Path) -> None:
+    done = training_status("refresh", "--root", tmp_path, "--store", tmp_path, "--fingerprint", "size")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "--fingerprint" in done.stderr
+    done = training_status(
+        "refresh", "--root", tmp_path, "--store", tmp_path, env={"TRAINING_STATUS_FINGERPRINT": "size"}
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "FINGERPRINT" in done.stderr.upper()
