@@ -8,10 +8,11 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-#: Raised when the meaning or the columns of a stored table change; a table of another version is computed anew.
+#: Raised when the meaning or the columns of a stored table change, a threshold among them; such tables are made anew.
 SCHEMA_VERSION: Final = 2
-#: Versions whose day summaries are those of this one, so that an upgrade keeps sessions that are no longer on disk.
-SUMMARIES_READ: Final = frozenset({1, SCHEMA_VERSION})
+#: Versions whose day summaries are as those of this one: an upgrade reads no session again, and keeps those that are no
+#: longer on disk. Statuses are computed anew.
+SUMMARIES_READ: Final = frozenset({1, 2})
 
 try:
     SOFTWARE_VERSION: Final = version("training-status")

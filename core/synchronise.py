@@ -277,7 +277,8 @@ def _stored_summaries(store: Store, key: str) -> tuple[list[DaySummary], list[Da
         days, statuses = read_summaries(stored.data, key)
     except CorruptTable:
         return [], []  # every day is summarised anew
-    return days, statuses if provenance.software_version == SOFTWARE_VERSION else []
+    by_this_software = (provenance.schema_version, provenance.software_version) == (SCHEMA_VERSION, SOFTWARE_VERSION)
+    return days, statuses if by_this_software else []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,16 +6,23 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
+import redis
 
+from core.discover import find_labs, find_subjects
+from core.pipeline import recompute_subject
 from core.simulation.tree import simulate
+from core.storage import open_store
+from core.tables import COHORT_KEY, merge_cohort
+from scheduler import runs
 from tests.integration.test_command import tables
 from tests.processes import training_status, worker
 from tests.trees import rows
+from workers.ledger import Ledger
 
-COHORT = "resources/training/cohort.pqt"
 LAB, OTHER = "simlab01", "simlab02"
 
 
@@ -24,22 +31,24 @@ class Site:
 
     def __init__(self, root: Path, folder: Path, broker: str) -> None:
         self.root, self.folder, self.broker = root, folder, broker
-        self.store, self.count = folder / "tables", 0
+        self.store = folder / "tables"
 
-    def run(self, kind: str, *options: str, store: Path | None = None) -> dict[str, Any]:
+    def run(self, kind: str, *options: str) -> dict[str, Any]:
         """Run to the end; return the record."""
-        place = ("--root", self.root, "--store", store or self.store, "--broker", self.broker, "--json")
+        place = ("--root", self.root, "--store", self.store, "--broker", self.broker, "--json")
         done = training_status(kind, *place, *options)
         assert done.returncode == 0, done.stderr
         record: dict[str, Any] = json.loads(done.stdout)
         return record
 
-    def recomputed(self, *options: str) -> dict[str, bytes]:
-        """The tables of a recompute into an empty store."""
-        self.count += 1
-        store = self.folder / f"anew{self.count}"
-        self.run("recompute", *options, store=store)
-        return tables(store)
+    def recomputed(self) -> dict[str, bytes]:
+        """The tables of a recompute into an empty store, by the plain pipeline."""
+        folder = Path(mkdtemp(dir=self.folder))
+        store, cohort = open_store(str(folder)), []
+        for lab in find_labs(self.root)[0]:
+            for subject in find_subjects(self.root, lab)[0]:
+                cohort += recompute_subject(self.root, lab, subject, store).cohort
+        return {**tables(folder), COHORT_KEY: merge_cohort(None, cohort)}
 
     def sessions(self, subject: str) -> list[Path]:
         """The session folders of a subject, lab/subject."""
@@ -118,30 +127,39 @@ def test_subjects_that_are_gone(site: Site, tmp_path: Path) -> None:
     reason = "no longer on disk: taken out of the cohort table; its own tables stay in the store"
     assert told(record) == {away: reason, f"{emptied} {emptied}": reason}
     after = tables(site.store)
-    assert {f"{row['lab']}/{row['subject']}" for row in rows(after[COHORT])} == {
-        f"{LAB}/SIM01_001",
-        f"{OTHER}/SIM02_001",
-    }
-    assert {key: after[key] for key in after if key != COHORT} == {key: before[key] for key in before if key != COHORT}
-    assert after[COHORT] == site.recomputed()[COHORT]
+    cohort = after[COHORT_KEY]
+    assert {row["subject"] for row in rows(cohort)} == {"SIM01_001", "SIM02_001"}
+    assert cohort == site.recomputed()[COHORT_KEY]
+    assert after == {**before, COHORT_KEY: cohort}
 
     # It stays so, and what comes back is taken up.
     site.run("refresh")
     assert tables(site.store) == after
     shutil.move(tmp_path / "away", site.root / LAB / "Subjects/SIM01_002")
     assert site.run("refresh")["counts"]["unchanged"] == 4
-    assert {row["subject"] for row in rows(tables(site.store)[COHORT])} == {"SIM01_001", "SIM01_002", "SIM02_001"}
+    assert {row["subject"] for row in rows(tables(site.store)[COHORT_KEY])} == {"SIM01_001", "SIM01_002", "SIM02_001"}
 
 
 def test_files_known_by_content(site: Site) -> None:
     site.run("recompute", "--fingerprint", "content")
-    assert tables(site.store) == site.recomputed("--fingerprint", "content")
     for path in site.root.rglob("*"):
         path.touch()
     assert site.run("refresh", "--fingerprint", "content")["counts"]["unchanged"] == 4
     other = site.run("refresh")
     assert (other["fingerprint"], other["counts"]["done"]) == ("stat", 4)
     assert tables(site.store) == site.recomputed()
+
+
+def test_a_retry_is_of_the_kind_of_its_run(broker: str, redis_client: redis.Redis, tmp_path: Path) -> None:
+    ledger = Ledger(redis_client)
+    spec = runs.new_run("refresh", root=str(tmp_path), store=str(tmp_path), prune=True, fingerprint="content")
+    ledger.open_run(spec)
+    assert ledger.spec(spec.run_id) == spec
+    ledger.close_run(spec.run_id, json.dumps({"failed": [{"lab": LAB, "subject": "M1"}]}).encode())
+    done = training_status("retry", spec.run_id, "--broker", broker, "--no-wait", "--json")
+    assert done.returncode == 0, done.stderr
+    again = ledger.spec(json.loads(done.stdout)["run_id"])
+    assert (again.kind, again.only, again.prune, again.fingerprint) == ("refresh", (f"{LAB}/M1",), True, "content")
 
 
 def test_a_wrong_fingerprint_is_told_in_one_line(tmp_path: Path) -> None:

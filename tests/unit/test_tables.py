@@ -517,3 +517,7 @@ def test_duckdb_reads_what_was_written(tmp_path: Path) -> None:
         assert ask("status", "cohort", "WHERE latest") == [("trained 1b",)]
         assert ask("count(*)", "summaries") == [(4,)]
         assert ask("count(*)", "criteria") == [(0,)]
+
+
+def test_summaries_of_this_schema_are_read() -> None:
+    assert max(schema.SUMMARIES_READ) == schema.SCHEMA_VERSION
