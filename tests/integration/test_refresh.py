@@ -1,4 +1,4 @@
-"""A night's refresh by the shipped command: sessions that come late, change, move and go, with and without --prune."""
+"""Nights of refreshes by a worker: sessions that come late, move and go, with and without --prune."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import redis
 
 from core.discover import find_labs, find_subjects
 from core.pipeline import recompute_subject
-from core.simulation.tree import simulate
 from core.storage import open_store
 from core.tables import COHORT_KEY, merge_cohort
 from scheduler import runs
 from tests.integration.test_command import tables
-from tests.processes import training_status, worker
+from tests.processes import training_status, wait_for, worker
 from tests.trees import rows
+from workers.app import configure
 from workers.ledger import Ledger
 
 LAB, OTHER = "simlab01", "simlab02"
@@ -29,16 +29,19 @@ LAB, OTHER = "simlab01", "simlab02"
 class Site:
     """A tree, a store that is kept in step with it, and the worker that both are seen by."""
 
-    def __init__(self, root: Path, folder: Path, broker: str) -> None:
-        self.root, self.folder, self.broker = root, folder, broker
+    def __init__(self, root: Path, folder: Path, ledger: Ledger) -> None:
+        self.root, self.folder, self.ledger = root, folder, ledger
         self.store = folder / "tables"
+        self.store.mkdir()
 
-    def run(self, kind: str, *options: str) -> dict[str, Any]:
-        """Run to the end; return the record."""
-        place = ("--root", self.root, "--store", self.store, "--broker", self.broker, "--json")
-        done = training_status(kind, *place, *options)
-        assert done.returncode == 0, done.stderr
-        record: dict[str, Any] = json.loads(done.stdout)
+    def run(self, kind: Literal["recompute", "refresh"], **options: Any) -> dict[str, Any]:
+        """Run to the end, without the command; return the record."""
+        spec = runs.new_run(kind, root=str(self.root), store=str(self.store), **options)
+        runs.start(self.ledger, spec)
+        wait_for(lambda: self.ledger.is_ended(spec.run_id), "the run to end", 120)
+        record = self.ledger.record(spec.run_id)
+        assert record is not None
+        assert (record["error"], record["failed"]) == (None, [])
         return record
 
     def recomputed(self) -> dict[str, bytes]:
@@ -57,11 +60,12 @@ class Site:
 
 
 @pytest.fixture
-def site(broker: str, tmp_path: Path) -> Iterator[Site]:
+def site(mice: Path, broker: str, redis_client: redis.Redis, tmp_path: Path) -> Iterator[Site]:
     root = tmp_path / "tree"
-    simulate(root, labs=2, subjects=2, days=8, seed=3)
+    shutil.copytree(mice, root)
+    configure(broker)
     with worker(broker, tmp_path / "worker.log"):
-        yield Site(root, tmp_path, broker)
+        yield Site(root, tmp_path, Ledger(redis_client))
 
 
 def told(record: dict[str, Any]) -> dict[str, str]:
@@ -70,7 +74,7 @@ def told(record: dict[str, Any]) -> dict[str, str]:
     return sessions | {left["folder"]: left["reason"] for left in record["folders_left_out"]}
 
 
-def test_nights_of_refreshes(site: Site, tmp_path: Path) -> None:
+def test_nights_of_refreshes(site: Site, broker: str, tmp_path: Path) -> None:
     one, two = f"{LAB}/SIM01_001", f"{OTHER}/SIM02_001"
     late, day = site.sessions(one)[1], site.sessions(one)[-1]
     shutil.move(late, tmp_path / "late")
@@ -99,12 +103,13 @@ def test_nights_of_refreshes(site: Site, tmp_path: Path) -> None:
     assert {str(day), str(day.with_name("008"))} <= paths
     assert site.run("refresh")["counts"]["unchanged"] == 4
 
-    # With --prune the table is what is on disk, for a retry and a recompute alike.
-    record = site.run("refresh", "--prune")
+    # With --prune the table is what is on disk, as a recompute makes it.
+    place = ("--root", site.root, "--store", site.store, "--broker", broker, "--json")
+    record = json.loads(training_status("refresh", *place, "--prune").stdout)
     assert (record["prune"], told(record)) == (True, {})
     assert record["counts"] | {"done": 1, "unchanged": 3} == record["counts"]
     assert tables(site.store) == site.recomputed()
-    assert site.run("refresh", "--prune")["counts"]["unchanged"] == 4
+    assert site.run("refresh", prune=True)["counts"]["unchanged"] == 4
 
 
 def test_subjects_that_are_gone(site: Site, tmp_path: Path) -> None:
@@ -121,9 +126,9 @@ def test_subjects_that_are_gone(site: Site, tmp_path: Path) -> None:
     assert told(record)[away].startswith("no longer on disk: its tables are kept")
     assert record["counts"]["unchanged"] == 3
     assert tables(site.store) == before
-    assert told(site.run("refresh", "--lab", OTHER)).keys() == {f"{emptied} {date}" for date in days}
+    assert told(site.run("refresh", labs=(OTHER,))).keys() == {f"{emptied} {date}" for date in days}
 
-    record = site.run("refresh", "--prune")
+    record = site.run("refresh", prune=True)
     reason = "no longer on disk: taken out of the cohort table; its own tables stay in the store"
     assert told(record) == {away: reason, f"{emptied} {emptied}": reason}
     after = tables(site.store)
@@ -141,10 +146,10 @@ def test_subjects_that_are_gone(site: Site, tmp_path: Path) -> None:
 
 
 def test_files_known_by_content(site: Site) -> None:
-    site.run("recompute", "--fingerprint", "content")
+    site.run("recompute", fingerprint="content")
     for path in site.root.rglob("*"):
         path.touch()
-    assert site.run("refresh", "--fingerprint", "content")["counts"]["unchanged"] == 4
+    assert site.run("refresh", fingerprint="content")["counts"]["unchanged"] == 4
     other = site.run("refresh")
     assert (other["fingerprint"], other["counts"]["done"]) == ("stat", 4)
     assert tables(site.store) == site.recomputed()
