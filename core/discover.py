@@ -1,20 +1,21 @@
 """Find labs, subjects and dated sessions in a session tree, and the files of one session.
 
-Lazy and sorted: a subject's folder is looked into when its turn comes, and nothing is read.
+Lazy and sorted: a subject's folder is looked into when its turn comes. Nothing is read but for fingerprints by content.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from hashlib import blake2b
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from hashlib import blake2b, file_digest
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_ISDIR, S_ISREG
 
 from core.errors import ConfigurationError, InvalidName
 from core.names import SUBJECTS_FOLDER, check_date, check_lab, check_number, check_subject
-from core.records import LeftOut, SessionFiles
+from core.records import Fingerprint, LeftOut, SessionFiles
 from core.schema import TRIALS_ATTRIBUTES, TRIALS_MARKER
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -28,6 +29,8 @@ _REVISION = re.compile(r"#.+#")
 _CLOSED = (PermissionError, FileNotFoundError, NotADirectoryError)
 #: Trials lie in ``alf`` or one collection below it; a revision may lie below that.
 _ALF_DEPTH = 3
+_BY_CONTENT = "content:"
+_digest = partial(blake2b, digest_size=16)
 
 
 def check_root(root: Path) -> Path:
@@ -112,6 +115,32 @@ def find_subjects(root: Path, lab: str, wanted: Sequence[str] = ()) -> tuple[lis
     return _checked(check_subject, [name for name in names if not wanted or name in wanted], f"{lab}/")
 
 
+def absent_subjects(root: Path, wanted: Sequence[str], subjects: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return which subjects a session tree has no folder of, though it has their lab.
+
+    Parameters
+    ----------
+    root : Path
+        The session tree.
+    wanted : sequence of str
+        Labs to look at; all of the tree's where it is empty.
+    subjects : iterable of (str, str)
+        Lab and subject.
+
+    Returns
+    -------
+    list of (str, str)
+        Sorted. None of a lab that is not in the tree or cannot be listed: nobody knows then.
+    """
+    try:
+        labs, _ = find_labs(root, wanted)
+        found = {lab: find_subjects(root, lab) for lab in labs}
+    except (ConfigurationError, OSError):
+        return []
+    open_labs = {lab: names for lab, (names, odd) in found.items() if lab not in {left.session for left in odd}}
+    return sorted((lab, name) for lab, name in set(subjects) if lab in open_labs and name not in open_labs[lab])
+
+
 def find_sessions(
     root: Path, lab: str, subject: str, dates: Sequence[str] | None = None
 ) -> tuple[dict[str, list[Path]], list[LeftOut]]:
@@ -155,9 +184,18 @@ def find_sessions(
     return days, odd
 
 
-def find_files(session: Path) -> SessionFiles:
-    """Return the files of one session that bear on its result; each folder is listed once, no file is opened."""
-    stats: list[tuple[str, int, int]] = []
+def find_files(session: Path, by: Fingerprint = "stat") -> SessionFiles:
+    """Return the files of one session that bear on its result; each folder is listed once.
+
+    Parameters
+    ----------
+    session : Path
+        The session's folder.
+    by : {"stat", "content"}
+        Whether the fingerprint takes a file's size and modification time, and no file is opened; or what is in it, and
+        each file is read whole.
+    """
+    known: list[tuple[str, int, int | str]] = []
     description: Path | None = None
     settings: dict[str, Path] = {}
     task_data: dict[str, Path] = {}
@@ -165,7 +203,9 @@ def find_files(session: Path) -> SessionFiles:
 
     def note(entry: os.DirEntry[str]) -> Path:
         stat = entry.stat()
-        stats.append((os.path.relpath(entry.path, session), stat.st_size, stat.st_mtime_ns))
+        is_read = by == "content" and S_ISREG(stat.st_mode)  # who opens a pipe may wait for ever
+        last = _content(entry.path) if is_read else stat.st_mtime_ns
+        known.append((os.path.relpath(entry.path, session), stat.st_size, last))
         return Path(entry.path)
 
     for entry in _entries(session):
@@ -181,15 +221,25 @@ def find_files(session: Path) -> SessionFiles:
                     settings[entry.name] = note(file)
                 elif _TASK_DATA.fullmatch(file.name) and entry.name not in task_data:
                     task_data[entry.name] = note(file)
-    digest = blake2b(repr(sorted(stats)).encode(), digest_size=12).hexdigest()
+    digest = blake2b(repr(sorted(known)).encode(), digest_size=12).hexdigest()
     return SessionFiles(
         path=session,
         description=description,
         settings=settings,
         task_data=task_data,
         trials=trials,
-        fingerprint=digest,
+        fingerprint=digest if by == "stat" else _BY_CONTENT + digest,
     )
+
+
+def fingerprint_kind(fingerprint: str) -> Fingerprint:
+    """Return what a session's fingerprint was made by; two of different kinds tell nothing of each other."""
+    return "content" if fingerprint.startswith(_BY_CONTENT) else "stat"
+
+
+def _content(path: str) -> str:
+    with open(path, "rb") as file:
+        return file_digest(file, _digest).hexdigest()
 
 
 def _closed(folder: str, error: OSError) -> LeftOut:

@@ -52,6 +52,14 @@ def check_date(text: str) -> str:
     raise InvalidName(f"{text!r} is not a date: write it as yyyy-mm-dd")
 
 
+def is_date(text: str) -> bool:
+    """Return whether :func:`check_date` lets `text` pass."""
+    try:
+        return check_date(text) == text
+    except InvalidName:
+        return False
+
+
 def check_number(text: str) -> str:
     """Return `text` if it is a session number of three digits.
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.discover import find_sessions
 from core.status import compute_statuses
 from core.storage import Store
 from core.summarise import summarise
-from core.synchronise import load_days, look, put_tables
+from core.synchronise import find_work, load_days, look, put_tables
 from core.tables import SubjectTables, build_tables, subject_keys
 
 
@@ -35,8 +34,7 @@ def recompute_subject(root: Path, lab: str, subject: str, store: Store) -> Subje
     """
     keys = subject_keys(lab, subject)
     seen = look(root, lab, subject, store, keys, everything=True)
-    sessions, _ = find_sessions(root, lab, subject, seen.dates)
-    days = summarise(load_days(sessions))
+    days = summarise(load_days(find_work(root, lab, subject, seen.dates, seen.held)))
     statuses = compute_statuses(days)
     tables = build_tables(lab, subject, days, statuses)
     if statuses:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -21,6 +21,9 @@ NAN = float("nan")
 NO_FIT = (NAN, NAN, NAN, NAN)
 
 Fit = tuple[float, float, float, float]
+
+#: What a file is known by: its name, size and modification time; or its name and its content.
+Fingerprint = Literal["stat", "content"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class SessionFiles:
     settings: dict[str, Path]  # raw collection -> its task settings
     task_data: dict[str, Path]  # raw collection -> its raw trials
     trials: dict[str, dict[str, Path]]  # trials collection -> attribute (or "table") -> file
-    fingerprint: str  # of the names, sizes and modification times of all of these
+    fingerprint: str  # of the names of all of these, and their sizes and modification times, or their content
 
     @property
     def date(self) -> str:
@@ -186,6 +189,23 @@ def days_to_json(days: Iterable[DaySummary]) -> bytes:
 def days_from_json(text: str | bytes) -> list[DaySummary]:
     """Return the summaries that :func:`days_to_json` wrote, equal to the last bit."""
     return [_day(raw) for raw in orjson.loads(text)]
+
+
+def statuses_to_json(statuses: Iterable[DayStatus]) -> bytes:
+    """Return statuses as one JSON array; the same statuses give the same bytes, NaN is null."""
+    return orjson.dumps(list(statuses))
+
+
+def statuses_from_json(text: str | bytes) -> list[DayStatus]:
+    """Return the statuses that :func:`statuses_to_json` wrote, equal to the last bit."""
+    return [
+        DayStatus(**{**raw, "verdicts": tuple(_verdict(verdict) for verdict in raw["verdicts"])})
+        for raw in orjson.loads(text)
+    ]
+
+
+def _verdict(raw: dict[str, Any]) -> Verdict:
+    return Verdict(**{**raw, "value": _float(raw["value"])})
 
 
 def _float(value: float | None) -> float:

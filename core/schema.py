@@ -8,8 +8,11 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-#: Raised when the meaning or the columns of a stored table change; a table of another version is computed anew.
-SCHEMA_VERSION: Final = 1
+#: Raised when the meaning or the columns of a stored table change, a threshold among them; such tables are made anew.
+SCHEMA_VERSION: Final = 2
+#: Versions whose day summaries are as those of this one: an upgrade reads no session again, and keeps those that are no
+#: longer on disk. Statuses are computed anew.
+SUMMARIES_READ: Final = frozenset({1, 2})
 
 try:
     SOFTWARE_VERSION: Final = version("training-status")
@@ -107,7 +110,14 @@ COHORT: Final = pa.schema(
     ]
 )
 
-SUMMARIES: Final = pa.schema([("date", pa.string()), ("inputs", pa.string()), ("summary", pa.string())])
+SUMMARIES: Final = pa.schema(
+    [
+        ("date", pa.string()),
+        ("inputs", pa.string()),  # fingerprint of the day's sessions
+        ("summary", pa.string()),  # JSON, see `records.DaySummary`
+        ("status", pa.string()),  # JSON, see `records.DayStatus`; null where every session was left out
+    ]
+)
 
 
 def empty(schema: pa.Schema) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Final, Literal
 
 from core.criteria import CRITERIA, FITS_READ, judge, measure_window, passes, pool
@@ -47,8 +47,13 @@ class Window:
         return pool([getattr(day, of_day) for day in distinct])
 
 
-def compute_statuses(days: Sequence[DaySummary], window: WindowKind = "days") -> list[DayStatus]:
+def compute_statuses(
+    days: Sequence[DaySummary], window: WindowKind = "days", known: Sequence[DayStatus] = ()
+) -> list[DayStatus]:
     """Compute the status of every day of one subject.
+
+    A day's status follows from the days up to it. So those of the first days, where they are known, are taken as they
+    are: no window of theirs is fitted again.
 
     Parameters
     ----------
@@ -56,6 +61,8 @@ def compute_statuses(days: Sequence[DaySummary], window: WindowKind = "days") ->
         All days of the subject, in any order; those without a usable session are passed over.
     window : {"days", "sessions"}
         Whether a window is three days, or, as with the peer, three session rows.
+    known : sequence of DayStatus
+        What this function gave for days before which, and on which, nothing has changed since; in date order.
 
     Returns
     -------
@@ -63,14 +70,16 @@ def compute_statuses(days: Sequence[DaySummary], window: WindowKind = "days") ->
         One a day with sessions, in date order.
     """
     ordered = sorted((day for day in days if day.protocol is not None), key=lambda day: day.date)
-    windows = [make_window(ordered, position, window) for position in range(len(ordered))]
+    both = takewhile(lambda pair: pair[0].date == pair[1].date, zip(known, ordered, strict=False))
+    settled = [of_day for of_day, _ in both]
+    windows = [make_window(ordered, position, window) for position in range(len(settled), len(ordered))]
     fits = _fit_windows((w, target) for w in windows for target in w.ladder[0])
     alone = [_window_status(w, fits) for w in windows]
-    statuses = fold(alone)
+    statuses = fold([*(of_day.window_status for of_day in settled), *alone])[len(settled) :]
     targets = [_current_and_next(status) for status in statuses]
     wanted = ((w, target) for w, of_day in zip(windows, targets, strict=True) for target in of_day)
     fits |= _fit_windows(wanted, known=fits)
-    return [
+    computed = [
         DayStatus(
             date=w.date,
             status=status,
@@ -81,6 +90,7 @@ def compute_statuses(days: Sequence[DaySummary], window: WindowKind = "days") ->
         )
         for w, status, window_status, of_day in zip(windows, statuses, alone, targets, strict=True)
     ]
+    return [*settled, *computed]
 
 
 def make_window(days: Sequence[DaySummary], position: int, kind: WindowKind = "days") -> Window:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from io import BytesIO
@@ -17,7 +17,17 @@ import pyarrow.parquet as pq
 from core import schema
 from core.errors import CorruptTable, PermanentError
 from core.names import check_lab, check_subject
-from core.records import DayStatus, DaySummary, LeftOut, Measures, SessionSummary, days_from_json, days_to_json
+from core.records import (
+    DayStatus,
+    DaySummary,
+    LeftOut,
+    Measures,
+    SessionSummary,
+    days_from_json,
+    days_to_json,
+    statuses_from_json,
+    statuses_to_json,
+)
 from core.status import failed_sessions
 
 _METADATA = b"training_status"
@@ -112,7 +122,7 @@ def build_tables(lab: str, subject: str, days: Sequence[DaySummary], statuses: S
     return SubjectTables(
         training=_write(training, metadata),
         criteria=_write(_criteria(statuses), metadata),
-        summaries=_write(_summaries(days), metadata),
+        summaries=_write(_summaries(days, statuses), metadata),
         aggregate=_write(_aggregate(training), metadata),
         cohort=tuple(_cohort(lab, subject, training)),
     )
@@ -152,14 +162,22 @@ def read_table(data: bytes, key: str) -> pa.Table:
         raise CorruptTable(f"{key} cannot be read: {_first_line(error)}") from error
 
 
-def read_summaries(data: bytes, key: str) -> list[DaySummary]:
-    """Return the day summaries that :func:`build_tables` stored; errors as in :func:`read_table`."""
+def read_summaries(data: bytes, key: str) -> tuple[list[DaySummary], list[DayStatus]]:
+    """Return the day summaries and statuses that :func:`build_tables` stored; errors as in :func:`read_table`.
+
+    There are no statuses in a table of schema version 1.
+    """
     table = read_table(data, key)
     try:
-        texts = table.column("summary").to_pylist()
-        return days_from_json("[" + ",".join(texts) + "]")
+        days = table.column("summary").to_pylist()
+        statuses = table.column("status").to_pylist() if "status" in table.column_names else []
+        return days_from_json(_array(days)), statuses_from_json(_array(text for text in statuses if text is not None))
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptTable(f"{key} holds no day summaries: {type(error).__name__}") from error
+
+
+def _array(texts: Iterable[str]) -> str:
+    return "[" + ",".join(texts) + "]"
 
 
 def cohort_rows(lab: str, subject: str, data: bytes, key: str) -> list[dict[str, Any]]:
@@ -167,7 +185,16 @@ def cohort_rows(lab: str, subject: str, data: bytes, key: str) -> list[dict[str,
     return list(_cohort(lab, subject, _read_as(schema.TRAINING, data, key)))
 
 
-def merge_cohort(data: bytes | None, rows: Iterable[Mapping[str, Any]]) -> bytes:
+def cohort_subjects(data: bytes) -> set[tuple[str, str]]:
+    """Return the subjects (lab, subject) of the stored cohort table; errors as in :func:`merge_cohort`."""
+    _refuse_newer(data, COHORT_KEY)
+    table = _read_as(schema.COHORT, data, COHORT_KEY)
+    return set(zip(table.column("lab").to_pylist(), table.column("subject").to_pylist(), strict=True))
+
+
+def merge_cohort(
+    data: bytes | None, rows: Iterable[Mapping[str, Any]], without: Collection[tuple[str, str]] = ()
+) -> bytes:
     """Return the cohort table with the subjects of `rows` brought up to date, the others as they were.
 
     Parameters
@@ -176,6 +203,8 @@ def merge_cohort(data: bytes | None, rows: Iterable[Mapping[str, Any]]) -> bytes
         The stored cohort table; None where there is none.
     rows : iterable of mapping
         Rows in the columns of `schema.COHORT`: all of each subject that they name.
+    without : collection of (str, str)
+        Subjects (lab, subject) that leave the table.
 
     Raises
     ------
@@ -187,7 +216,7 @@ def merge_cohort(data: bytes | None, rows: Iterable[Mapping[str, Any]]) -> bytes
     if data is not None:
         _refuse_newer(data, COHORT_KEY)
     new = list(rows)
-    renewed = {(row["lab"], row["subject"]) for row in new}
+    renewed = {(row["lab"], row["subject"]) for row in new} | set(without)
     old = _read_as(schema.COHORT, data, COHORT_KEY).to_pylist() if data is not None else []
     kept = [row for row in old if (row["lab"], row["subject"]) not in renewed]
     merged = sorted(
@@ -313,12 +342,14 @@ def _criteria(statuses: Sequence[DayStatus]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema.CRITERIA)
 
 
-def _summaries(days: Sequence[DaySummary]) -> pa.Table:
+def _summaries(days: Sequence[DaySummary], statuses: Sequence[DayStatus]) -> pa.Table:
+    status_of = {status.date: statuses_to_json([status])[1:-1].decode() for status in statuses}
     return pa.Table.from_arrays(
         [
             [day.date for day in days],
             [fingerprint({day.date: day.inputs}) for day in days],
             [days_to_json([day])[1:-1].decode() for day in days],
+            pa.array([status_of.get(day.date) for day in days], pa.string()),
         ],
         schema=schema.SUMMARIES,
     )

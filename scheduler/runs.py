@@ -25,7 +25,7 @@ def new_run(kind: Literal["recompute", "refresh"], **asked: Any) -> RunSpec:
     kind : {"recompute", "refresh"}
         Whether everything is computed anew.
     **asked
-        What else `RunSpec` holds: ``root``, ``store``, ``labs``, ``subjects``.
+        What else `RunSpec` holds: ``root``, ``store``, ``labs``, ``subjects``, ``prune``, ``fingerprint``.
     """
     now = datetime.now(UTC)
     run_id = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import PermanentError
-from core.records import LeftOut, days_to_json
+from core.records import LeftOut, days_to_json, statuses_to_json
 from core.synchronise import look
 from core.tables import cohort_rows, subject_keys
 from scheduler.plan import CHUNK_SUBJECTS, cut, subjects_after
@@ -19,6 +19,7 @@ from workers.app import app
 from workers.context import context
 from workers.ledger import Outcome, RunSpec, Subject, Work
 from workers.tasks import (
+    ABSENT_PRUNED,
     PERMANENT_OS_ERRORS,
     TRANSIENT,
     close_with_error,
@@ -98,17 +99,24 @@ def begin_subject(task: Any, spec: RunSpec, subject: Subject, attempt: int) -> N
         keys,
         everything=spec.kind == "recompute",
         again=attempt > 0,
+        prune=spec.prune,
+        by=spec.fingerprint,
     )
     if seen.unchanged:
-        rows = cohort_rows(subject.lab, subject.subject, seen.table, keys.training) if seen.table else ()
+        # A subject without a session on disk stays in the cohort table, or out of it, as it is.
+        table = None if seen.empty else seen.table
+        rows = cohort_rows(subject.lab, subject.subject, table, keys.training) if table else ()
         end_subject(spec.run_id, subject, Outcome(state="unchanged", left_out=seen.left_out, cohort=tuple(rows)))
         return
     if not seen.dates and not seen.kept:
-        left_out = seen.left_out or (LeftOut(session=str(subject), reason="no session folder found"),)
-        end_subject(spec.run_id, subject, Outcome(state="done", left_out=left_out))
+        # Nothing that was good is overwritten by nothing: the subject's own tables stay.
+        pruned = spec.prune and seen.empty and seen.table is not None
+        reason = ABSENT_PRUNED if pruned else "no session folder found"
+        left_out = seen.left_out or (LeftOut(session=str(subject), reason=reason),)
+        end_subject(spec.run_id, subject, Outcome(state="done", left_out=left_out, pruned=pruned))
         return
-    work = Work(pieces=cut(seen.dates), base=seen.base, left_out=seen.left_out, attempt=attempt)
-    ledger.begin(spec.run_id, subject, work, days_to_json(seen.kept))
+    work = Work(pieces=cut(seen.dates), base=seen.base, left_out=seen.left_out, attempt=attempt, held=seen.held)
+    ledger.begin(spec.run_id, subject, work, days_to_json(seen.kept), statuses_to_json(seen.settled))
     for piece, dates in enumerate(work.pieces):
         messages.send_summarise(spec, subject, attempt, piece, dates)
     if not work.pieces:

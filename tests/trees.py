@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from core.discover import find_sessions
-from core.records import days_from_json, days_to_json
+from core.join import join_days
+from core.records import Fingerprint, days_from_json, days_to_json, statuses_from_json, statuses_to_json
 from core.simulation.formats import Layout, Quirks, Rig, write_session
 from core.status import compute_statuses
 from core.storage import Store
 from core.summarise import summarise
-from core.synchronise import load_days, look, put_tables
+from core.synchronise import find_work, load_days, look, put_tables
 from core.tables import Keys, build_tables, subject_keys
 
 LAB, SUBJECT = "testlab", "TS_001"
@@ -128,15 +128,23 @@ def move(folder: Path, aside: Path) -> None:
     shutil.move(folder, aside)
 
 
-def refresh(root: Path, store: Store, *, everything: bool = False, again: bool = False) -> bool:
+def refresh(
+    root: Path,
+    store: Store,
+    *,
+    everything: bool = False,
+    again: bool = False,
+    prune: bool = False,
+    by: Fingerprint = "stat",
+) -> bool:
     """Bring the subject's objects up to date, stage by stage as the workers do; return whether anything was put."""
-    seen = look(root, LAB, SUBJECT, store, KEYS, everything=everything, again=again)
+    seen = look(root, LAB, SUBJECT, store, KEYS, everything=everything, again=again, prune=prune, by=by)
     if seen.unchanged:
         return False
-    sessions, _ = find_sessions(root, LAB, SUBJECT, seen.dates)
-    new = days_from_json(days_to_json(summarise(load_days(sessions))))
-    days = [*seen.kept, *new]
-    statuses = compute_statuses(days)
+    sessions = find_work(root, LAB, SUBJECT, seen.dates, seen.held)
+    new = days_from_json(days_to_json(summarise(load_days(sessions, by))))
+    days = join_days(seen.kept, new)
+    statuses = compute_statuses(days, known=statuses_from_json(statuses_to_json(seen.settled)))
     return bool(statuses) and put_tables(store, KEYS, build_tables(LAB, SUBJECT, days, statuses), seen.base)
 
 

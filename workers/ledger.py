@@ -29,7 +29,7 @@ import orjson
 import redis
 
 from core.errors import PermanentError
-from core.records import LeftOut
+from core.records import Fingerprint, LeftOut
 
 _PREFIX = "training-status:"
 #: Seconds for which the ledger remembers a run after its end: a week.
@@ -127,6 +127,8 @@ class RunSpec:
     subjects: tuple[str, ...] = ()
     only: tuple[str, ...] = ()  # just these, as lab/subject: a run that tries again what failed in another
     started: str = ""  # UTC, ISO 8601
+    prune: bool = False  # keep nothing of sessions that are no longer on disk
+    fingerprint: Fingerprint = "stat"  # what files are known by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +157,7 @@ class Outcome:
     left_out: tuple[LeftOut, ...] = ()
     reason: str | None = None  # why it failed
     cohort: tuple[Mapping[str, Any], ...] = ()  # its rows of the cohort table
+    pruned: bool = False  # no session of it is left on disk, and nothing is to be kept of such
 
     def to_json(self) -> bytes:
         """Return the outcome as JSON."""
@@ -176,6 +179,7 @@ class Work:
     base: str | None  # version of the stored training table
     left_out: tuple[LeftOut, ...] = ()
     attempt: int = 0  # looks before this one
+    held: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # date -> sessions that are not summarised again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +188,9 @@ class Produced:
 
     look: str  # names the look that it comes from
     work: Work
-    days: tuple[bytes, ...]  # day summaries: those kept, and those of the pieces
+    kept: bytes  # day summaries from the store
+    days: tuple[bytes, ...]  # day summaries of the pieces
+    settled: bytes  # statuses from the store that still hold
     statuses: bytes | None
 
 
@@ -366,11 +372,22 @@ class Ledger:
         stage = self._redis.hget(f"{_run(run_id)}:subjects", str(subject))
         return None if stage is None else cast(Stage, stage.decode())
 
-    def begin(self, run_id: str, subject: Subject, work: Work, kept: bytes) -> None:
-        """Note what a subject has to do, and the day summaries that it starts from; earlier work is dropped."""
+    def begin(self, run_id: str, subject: Subject, work: Work, kept: bytes, settled: bytes = b"[]") -> None:
+        """Note what a subject has to do, and what it starts from, as JSON; earlier work is dropped.
+
+        Parameters
+        ----------
+        run_id, subject : str, Subject
+            Whose work it is.
+        work : Work
+            What is to do.
+        kept, settled : bytes
+            Day summaries from the store, and statuses of the first days.
+        """
         fields: dict[str, bytes | str | int] = {
             "work": orjson.dumps(work),
             "kept": kept,
+            "settled": settled,
             "pieces": len(work.pieces),
             "delivered": 0,
             "attempt": work.attempt,
@@ -429,7 +446,9 @@ class Ledger:
         return Produced(
             look=raw[b"look"].decode(),
             work=_work_from_json(raw[b"work"]),
-            days=(raw[b"kept"], *pieces),
+            kept=raw[b"kept"],
+            days=tuple(pieces),
+            settled=raw.get(b"settled", b"[]"),
             statuses=raw.get(b"statuses"),
         )
 
@@ -517,6 +536,7 @@ def _work_from_json(data: bytes) -> Work:
         base=raw["base"],
         left_out=tuple(LeftOut(**left) for left in raw["left_out"]),
         attempt=raw["attempt"],
+        held={date: tuple(numbers) for date, numbers in raw.get("held", {}).items()},
     )
 
 

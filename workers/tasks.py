@@ -23,15 +23,16 @@ import redis
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
-from core.discover import find_sessions
+from core.discover import absent_subjects
 from core.errors import CorruptTable, PermanentError, StoreConflict, TransientError
-from core.records import DayStatus, DaySummary, Verdict, days_from_json, days_to_json
+from core.join import join_days
+from core.records import DaySummary, LeftOut, days_from_json, days_to_json, statuses_from_json, statuses_to_json
 from core.schema import SCHEMA_VERSION, SOFTWARE_VERSION
 from core.status import compute_statuses as statuses_of
 from core.storage.base import update
 from core.summarise import summarise
-from core.synchronise import load_days, put_tables
-from core.tables import COHORT_KEY, build_tables, cohort_rows, merge_cohort, run_key, subject_keys
+from core.synchronise import find_work, load_days, put_tables
+from core.tables import COHORT_KEY, build_tables, cohort_rows, cohort_subjects, merge_cohort, run_key, subject_keys
 from workers import messages, retry
 from workers.app import app
 from workers.context import context
@@ -49,6 +50,9 @@ MAX_DEATHS = 5
 PERMANENT_OS_ERRORS = (PermissionError, FileNotFoundError, NotADirectoryError)
 #: What may pass: our own errors of that type, Redis out of reach, a message that could not be sent, a disk's hiccup.
 TRANSIENT = (TransientError, redis.RedisError, OperationalError, OSError)
+#: What is told of a subject that the cohort table has and the tree has not; without, and with --prune.
+ABSENT = "no longer on disk: its tables are kept (refresh --prune takes it out of the cohort table)"
+ABSENT_PRUNED = "no longer on disk: taken out of the cohort table; its own tables stay in the store"
 
 
 def try_again(task: Any, what: str, error: Exception) -> None:
@@ -133,8 +137,8 @@ def summarise_days(task: Any, spec: RunSpec, subject: Subject, attempt: int, pie
         if ledger.stage(spec.run_id, subject) == "summarising" and not ledger.pieces_missing(spec.run_id, subject):
             go_on(spec, subject)
         return
-    sessions, _ = find_sessions(Path(spec.root), subject.lab, subject.subject, dates)
-    days = summarise(load_days(sessions))
+    sessions = find_work(Path(spec.root), subject.lab, subject.subject, dates, work.held)
+    days = summarise(load_days(sessions, spec.fingerprint))
     complete = ledger.deliver(
         spec.run_id,
         subject,
@@ -157,11 +161,12 @@ def go_on(spec: RunSpec, subject: Subject) -> None:
 @app.task(bind=True, name="training_status.compute_statuses")
 @subject_task
 def compute_statuses(task: Any, spec: RunSpec, subject: Subject) -> None:
-    """Compute a subject's statuses over all of its days, in date order."""
+    """Compute a subject's statuses in date order, from the first day on that is new, changed or gone."""
     ledger = context().ledger
     produced = ledger.produced(spec.run_id, subject)
     if produced is not None:
-        ledger.set_statuses(spec.run_id, subject, produced.look, orjson.dumps(statuses_of(_days(produced))))
+        statuses = statuses_of(_days(produced), known=statuses_from_json(produced.settled))
+        ledger.set_statuses(spec.run_id, subject, produced.look, statuses_to_json(statuses))
 
 
 @app.task(bind=True, name="training_status.write_tables")
@@ -175,8 +180,8 @@ def write_tables(task: Any, spec: RunSpec, subject: Subject) -> None:
     days, work = _days(produced), produced.work
     dates = {date for piece in work.pieces for date in piece}
     left_out = (*work.left_out, *(left for day in days if day.date in dates for left in day.left_out))
-    done = sum(len(day.inputs) for day in days if day.date in dates)
-    statuses = _statuses(produced.statuses)
+    done = sum(len(day.inputs.keys() - work.held.get(day.date, ())) for day in days if day.date in dates)
+    statuses = statuses_from_json(produced.statuses)
     if not statuses:
         # Nothing that was good is overwritten by nothing.
         end_subject(spec.run_id, subject, Outcome(state="done", sessions=done, left_out=left_out))
@@ -210,15 +215,21 @@ def finish_run(task: Any, run_id: str) -> None:
         outcomes = ledger.outcomes(run_id)
         store = context().store(spec.store)
         rows = [row for outcome in outcomes.values() for row in outcome.cohort]
+        pruned = {(subject.lab, subject.subject) for subject, outcome in outcomes.items() if outcome.pruned}
+        absent: list[Subject] = []
 
         def merged(stored: bytes | None) -> bytes | None:
             try:
-                return merge_cohort(stored, rows) if rows or stored is None else None
+                absent[:] = _absent(spec, stored)
+                without = pruned | {(subject.lab, subject.subject) for subject in absent if spec.prune}
+                return merge_cohort(stored, rows, without) if rows or without or stored is None else None
             except CorruptTable as error:
                 log.warning("%s: built anew from the stored tables", error)
-                return merge_cohort(merge_cohort(None, _stored_cohort(spec)), rows)
+                return merge_cohort(merge_cohort(None, _stored_cohort(spec)), rows, pruned)
 
         update(store, COHORT_KEY, merged)
+        told = ABSENT_PRUNED if spec.prune else ABSENT
+        ledger.leave_out(run_id, [LeftOut(session=str(subject), reason=told) for subject in absent])
         data = orjson.dumps(_record(spec, outcomes), option=orjson.OPT_INDENT_2)
         update(store, run_key(run_id), lambda stored: data if stored is None else None)
         # Where the answer to an earlier try got lost, its record is the one that is kept.
@@ -239,16 +250,16 @@ def close_with_error(run_id: str, reason: str) -> None:
 
 
 def _days(produced: Produced) -> list[DaySummary]:
-    return [day for part in produced.days for day in days_from_json(part)]
+    new = (day for part in produced.days for day in days_from_json(part))
+    return join_days(days_from_json(produced.kept), new)
 
 
-def _statuses(data: bytes) -> list[DayStatus]:
-    def verdict(raw: dict[str, Any]) -> Verdict:
-        return Verdict(**{**raw, "value": float("nan") if raw["value"] is None else raw["value"]})
-
-    return [
-        DayStatus(**{**raw, "verdicts": tuple(verdict(item) for item in raw["verdicts"])}) for raw in orjson.loads(data)
-    ]
+def _absent(spec: RunSpec, stored: bytes | None) -> list[Subject]:
+    """Return the subjects of the cohort table that the tree no longer has, of the labs that the run is over."""
+    if stored is None or spec.only:
+        return []
+    wanted = [(lab, name) for lab, name in cohort_subjects(stored) if not spec.subjects or name in spec.subjects]
+    return [Subject(lab=lab, subject=name) for lab, name in absent_subjects(Path(spec.root), spec.labs, wanted)]
 
 
 def _stored_cohort(spec: RunSpec) -> list[dict[str, Any]]:
@@ -282,6 +293,8 @@ def _record(spec: RunSpec, outcomes: dict[Subject, Outcome], error: str | None =
         "labs": spec.labs,
         "subjects": spec.subjects,
         "only": spec.only,
+        "prune": spec.prune,
+        "fingerprint": spec.fingerprint,
         "error": error,
         "started": spec.started,
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -23,6 +23,7 @@ from scheduler.cli.options import (
 )
 
 if TYPE_CHECKING:  # the ledger brings numpy with it, which `--help` should not wait for
+    from core.records import Fingerprint
     from workers.ledger import Ledger, RunSpec
 
 
@@ -33,6 +34,12 @@ def _run_options(command: Any) -> Any:
         option("--workers", type=click.IntRange(min=1), help="Processes of --embedded; one a processor by default."),
         option("--broker", help="URL of the Redis that running workers listen to."),
         option("--embedded", is_flag=True, help="Start a private Redis and workers: the default without --broker."),
+        option(
+            "--fingerprint",
+            type=click.Choice(["stat", "content"]),
+            default="stat",
+            help="Know files by size and time or, where those lie, by content: each file is then read at each look.",
+        ),
         filter_options,
         store_options,
         option("--root", required=True, help="The session tree: <lab>/Subjects/<subject>/<date>/<number>."),
@@ -54,12 +61,14 @@ def recompute(**options: Any) -> int:
 
 
 @click.command()
+@option("--prune", is_flag=True, help="Keep nothing of sessions and subjects that are no longer on disk.")
 @_run_options
 def refresh(**options: Any) -> int:
     """Compute only what is new or changed since the tables were made.
 
     \b
     training-status refresh --root mice --store tables
+    training-status refresh --root mice --store tables --prune
     """
     return _run("refresh", **options)
 
@@ -74,11 +83,13 @@ def _run(
     s3_region: str | None,
     labs: tuple[str, ...],
     subjects: tuple[str, ...],
+    fingerprint: Fingerprint,
     embedded: bool,
     broker: str | None,
     workers: int | None,
     no_wait: bool,
     as_json: bool,
+    prune: bool = False,
 ) -> int:
     if embedded and broker:
         raise ConfigurationError("--embedded and --broker exclude each other: name one of them")
@@ -104,7 +115,9 @@ def _run(
     if "://" not in store:
         store = str(Path(store).absolute())
     open_as(store, settings).check()
-    spec = runs.new_run(kind, root=str(tree), store=store, labs=labs, subjects=subjects)
+    spec = runs.new_run(
+        kind, root=str(tree), store=store, labs=labs, subjects=subjects, prune=prune, fingerprint=fingerprint
+    )
 
     with ExitStack() as stack:
         keep_alive = None

@@ -63,6 +63,7 @@ class S3Proxy:
     endpoint: str = ""
     faults: list[Fault] = field(default_factory=list)
     held: int = 0  # requests that are held, or were
+    requests: list[tuple[str, str]] = field(default_factory=list)  # all so far: method, path with its query
     _free: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -84,8 +85,9 @@ class S3Proxy:
         self._free.set()
 
     def wrong_with(self, method: str, path: str) -> Wrong | None:
-        """Return what is to be done to a request, and count it."""
+        """Note a request, and return what is to be done to it."""
         with self._lock:
+            self.requests.append((method, path))
             for fault in self.faults:
                 if fault.matches(method, path):
                     fault.met += 1

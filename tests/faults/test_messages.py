@@ -314,12 +314,12 @@ def test_statuses_of_a_look_that_saw_fewer_days_are_dropped(
     take(spec, SUBJECT, pieces_of(ledger, spec, SUBJECT))
     statuses_of = compute_statuses
 
-    def interrupted(days: Any) -> Any:
+    def interrupted(days: Any, **known: Any) -> Any:
         monkeypatch.setattr(tasks, "statuses_of", statuses_of)
         write_mouse(root, *MOUSE, 10, first=8)
         ledger.set_stage(spec.run_id, SUBJECT, "waiting")
         look_at(spec, SUBJECT)
-        return statuses_of(days)
+        return statuses_of(days, **known)
 
     monkeypatch.setattr(tasks, "statuses_of", interrupted)
     tasks.compute_statuses.run(spec.run_id, str(SUBJECT))

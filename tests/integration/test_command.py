@@ -60,7 +60,7 @@ def test_the_run_record_in_the_store_is_what_was_printed(computed: tuple) -> Non
     folder, record = computed
     stored = folder / "resources" / "training" / "runs" / f"{record['run_id']}.json"
     assert json.loads(stored.read_bytes()) == record
-    assert record["versions"]["schema"] == 1
+    assert record["versions"]["schema"] == 2
 
 
 def test_tables_are_read_by_pandas_and_duckdb_alike(computed: tuple) -> None:

@@ -53,8 +53,21 @@ def test_the_last_piece_says_so_and_says_so_again(ledger: Ledger) -> None:
     assert deliver(ledger, 0)  # delivered twice: the one before may have died before it sent what follows
     produced = ledger.produced(RUN, MOUSE)
     assert produced is not None
-    assert produced.days == (b"[]", b'["p0"]', b'["p1"]')
+    assert produced.days == (b'["p0"]', b'["p1"]')
+    assert (produced.kept, produced.settled) == (b"[]", b"[]")
     assert ledger.progress(RUN).sessions == 6
+
+
+def test_what_a_subject_starts_from_is_there_with_its_last_piece(ledger: Ledger) -> None:
+    ledger.register(RUN, [MOUSE])
+    work = Work(pieces=(("2020-01-01",),), base="v1", held={"2020-01-01": ("001", "003")})
+    ledger.begin(RUN, MOUSE, work, b'["kept"]', b'["settled"]')
+    assert ledger.work(RUN, MOUSE) == work
+    assert deliver(ledger, 0)
+    produced = ledger.produced(RUN, MOUSE)
+    assert produced is not None
+    assert (produced.kept, produced.days, produced.settled) == (b'["kept"]', (b'["p0"]',), b'["settled"]')
+    assert produced.work == work
 
 
 def test_a_piece_of_an_earlier_look_is_dropped(ledger: Ledger) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -13,8 +14,9 @@ import redis
 
 from core.pipeline import recompute_subject
 from core.storage import Store, open_store
-from core.tables import COHORT_KEY, subject_keys
+from core.tables import COHORT_KEY, run_key, subject_keys
 from scheduler import runs
+from tests.faults.proxy import s3_proxy
 from tests.processes import PASSWORD, interruptible, training_status, wait_for, worker
 from tests.servers import ACCESS_KEY, aws_environment, create_bucket, required, seaweedfs
 from workers import messages
@@ -64,15 +66,18 @@ def finish(ledger: Ledger, spec: RunSpec) -> dict:
 
 
 def test_a_run_through_s3(mice: Path, broker: str, expected: dict[str, bytes], tmp_path: Path) -> None:
-    with required(seaweedfs(tmp_path / "s3")) as endpoint:
-        create_bucket(endpoint, "mice")
+    with required(seaweedfs(tmp_path / "s3")) as server, s3_proxy(server) as proxy:
+        endpoint = proxy.endpoint
+        create_bucket(server, "mice")
         env = {name: value for name, value in aws_environment(tmp_path).items() if value is not None}
         env["TRAINING_STATUS_S3_ENDPOINT"] = endpoint
         store = "s3://mice/ibl"
         with worker(broker, tmp_path / "worker.log", env=env):
             options = ("--root", mice, "--store", store, "--broker", broker, "--json")
             first = training_status("recompute", *options, env=env)
+            proxy.requests.clear()
             again = training_status("refresh", *options, env=env)
+            assert_that_each_subject_cost_one_request(proxy.requests, json.loads(again.stdout)["run_id"])
         assert first.returncode == 0, first.stderr
         assert json.loads(first.stdout)["counts"]["done"] == 4
         assert json.loads(again.stdout)["counts"]["unchanged"] == 4
@@ -90,6 +95,20 @@ def test_a_run_through_s3(mice: Path, broker: str, expected: dict[str, bytes], t
     log = (tmp_path / "worker.log").read_text()
     assert PASSWORD not in log
     assert f"AWS_SECRET_ACCESS_KEY={ACCESS_KEY}" not in log
+
+
+def assert_that_each_subject_cost_one_request(requests: list[tuple[str, str]], run_id: str) -> None:
+    """Hold what a refresh of what has not changed asks of the store against the least that it can ask."""
+    objects = Counter((method, path) for method, path in requests if path.startswith("/mice/ibl/resources/"))
+    record = f"/mice/ibl/{run_key(run_id)}"
+    looks = {("GET", f"/mice/ibl/{subject_keys(lab, subject).training}"): 1 for lab, subject in SUBJECTS}
+    assert objects == {
+        **looks,
+        ("GET", f"/mice/ibl/{COHORT_KEY}"): 1,
+        ("GET", record): 2,  # whether it is there already, and what was kept
+        ("PUT", record): 1,
+    }
+    assert {method for method, path in requests if not path.startswith("/mice/ibl/resources/")} <= {"GET", "HEAD"}
 
 
 def test_no_wait_returns_and_the_run_goes_on(

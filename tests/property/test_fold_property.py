@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -27,7 +27,8 @@ from core.records import (
 from core.schema import LADDER
 from core.status import compute_statuses, fold, pass_through_hierarchy
 from core.storage import Store, open_store
-from tests.trees import clumsy, join, objects, refresh, session, trials
+from tests.trees import clumsy, join, move, objects, refresh, session, trials
+from tests.trees import statuses as statuses_in
 
 # Time limits would measure how busy the machine is.
 plain = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -207,24 +208,43 @@ HISTORY: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ),
 )
 EVERY = frozenset(range(len(HISTORY)))
+VERSIONS = (0, 1)
+CHANGED = trials([(-100.0, 30, 1), (0.0, 10, 5), (100.0, 30, 28)])
+
+
+#: The session that cannot be used.
+UNUSABLE = 4
+
+#: Sessions by their place in `HISTORY`, with the version of their files that is on disk.
+State = frozenset[tuple[int, int]]
+
+
+def state(sessions: Iterable[int]) -> State:
+    """Return sessions as they are in `HISTORY`."""
+    return frozenset((at, 0) for at in sessions)
 
 
 class Tree:
-    """A tree whose sessions can be put there and taken away, each a rename."""
+    """A tree whose sessions can be put there, changed and taken away, each a rename."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.aside = folder / "tree", folder / "aside"
-        self.aside.mkdir()
-        self.places = [session(self.root, date, number, **more) for date, number, more in HISTORY]
-        self.present = set(EVERY)
+        self.places: list[Path] = []
+        for at, (date, number, more) in enumerate(HISTORY):
+            for version in VERSIONS:
+                trials = {} if version == 0 or "tasks" in more or at == 0 else {"trials": CHANGED}
+                place = session(self.root, date, number, **{**more, **trials})
+                move(place, self.aside / f"{at}-{version}")
+            self.places.append(place)
+        self.present: State = frozenset()
 
-    def show(self, wanted: frozenset[int] | set[int]) -> None:
+    def show(self, wanted: State) -> None:
         """Leave exactly the wanted sessions in the tree."""
-        for at in self.present - wanted:
-            shutil.move(self.places[at], self.aside / str(at))
-        for at in wanted - self.present:
-            shutil.move(self.aside / str(at), self.places[at])
-        self.present = set(wanted)
+        for at, version in self.present - wanted:
+            shutil.move(self.places[at], self.aside / f"{at}-{version}")
+        for at, version in wanted - self.present:
+            shutil.move(self.aside / f"{at}-{version}", self.places[at])
+        self.present = wanted
 
 
 @pytest.fixture(scope="module")
@@ -238,11 +258,11 @@ def empty_store() -> Store:
 
 
 @pytest.fixture(scope="module")
-def recomputed(tree: Tree) -> Callable[[frozenset[int]], dict[str, bytes | None]]:
+def recomputed(tree: Tree) -> Callable[[State], dict[str, bytes | None]]:
     """The objects of a full recompute over some of the sessions."""
-    known: dict[frozenset[int], dict[str, bytes | None]] = {}
+    known: dict[State, dict[str, bytes | None]] = {}
 
-    def compute(wanted: frozenset[int]) -> dict[str, bytes | None]:
+    def compute(wanted: State) -> dict[str, bytes | None]:
         if wanted not in known:
             tree.show(wanted)
             store = empty_store()
@@ -262,13 +282,13 @@ arrivals = st.permutations(range(len(HISTORY))).flatmap(
 @given(arrivals)
 def test_refreshes_in_any_order_and_split_give_the_bytes_of_a_full_recompute(
     tree: Tree,
-    recomputed: Callable[[frozenset[int]], dict[str, bytes | None]],
+    recomputed: Callable[[State], dict[str, bytes | None]],
     arrival: tuple[Sequence[int], Sequence[int]],
 ) -> None:
     order, cuts = arrival
     store = empty_store()
     for end in (*cuts, len(order)):
-        arrived = frozenset(order[:end])
+        arrived = state(order[:end])
         expected = recomputed(arrived)
         tree.show(arrived)
         refresh(tree.root, store)
@@ -282,38 +302,71 @@ def test_refreshes_in_any_order_and_split_give_the_bytes_of_a_full_recompute(
 @slow
 @given(st.lists(st.frozensets(st.sampled_from(sorted(EVERY))), max_size=4))
 def test_whatever_came_and_went_all_sessions_give_the_bytes_of_a_full_recompute(
-    tree: Tree, recomputed: Callable[[frozenset[int]], dict[str, bytes | None]], steps: list[frozenset[int]]
+    tree: Tree, recomputed: Callable[[State], dict[str, bytes | None]], steps: list[frozenset[int]]
 ) -> None:
-    expected = recomputed(EVERY)
+    expected = recomputed(state(EVERY))
     store = empty_store()
     for wanted in steps:
-        tree.show(wanted)
+        tree.show(state(wanted))
         refresh(tree.root, store)
-    tree.show(EVERY)
+    tree.show(state(EVERY))
     refresh(tree.root, store)
     assert objects(store) == expected
 
 
 @slow
-@given(st.frozensets(st.sampled_from(sorted(EVERY)), min_size=1))
+@given(st.frozensets(st.sampled_from(sorted(EVERY)), min_size=1), st.booleans())
 def test_taking_sessions_away_and_putting_them_back_restores_the_bytes(
-    tree: Tree, recomputed: Callable[[frozenset[int]], dict[str, bytes | None]], gone: frozenset[int]
+    tree: Tree, recomputed: Callable[[State], dict[str, bytes | None]], gone: frozenset[int], prune: bool
 ) -> None:
-    expected = recomputed(EVERY)
+    expected = recomputed(state(EVERY))
     store = empty_store()
-    tree.show(EVERY)
+    tree.show(state(EVERY))
     assert refresh(tree.root, store)
-    tree.show(EVERY - gone)
+    tree.show(state(EVERY - gone))
     assert not refresh(tree.root, store), "what is gone is kept"
-    refresh(tree.root, store, everything=True)
-    if EVERY - gone > {4}:  # more than the session that cannot be used
-        assert objects(store) == recomputed(EVERY - gone)
-    tree.show(EVERY)
+    refresh(tree.root, store, everything=not prune, prune=prune)
+    if EVERY - gone - {UNUSABLE}:
+        assert objects(store) == recomputed(state(EVERY - gone))
+    tree.show(state(EVERY))
     refresh(tree.root, store)
     assert objects(store) == expected
 
 
-def test_a_history_is_not_all_the_same(recomputed: Callable[[frozenset[int]], dict[str, bytes | None]]) -> None:
-    whole, part = recomputed(EVERY), recomputed(EVERY - {2})
+steps = st.tuples(
+    st.dictionaries(st.sampled_from(sorted(EVERY)), st.sampled_from(VERSIONS)).map(lambda on: frozenset(on.items())),
+    st.booleans(),
+)
+
+
+@slow
+@given(st.lists(steps, min_size=2, max_size=5))
+def test_whatever_comes_changes_and_goes_nothing_good_is_lost_unless_it_is_pruned(
+    tree: Tree, recomputed: Callable[[State], dict[str, bytes | None]], sequence: list[tuple[State, bool]]
+) -> None:
+    store = empty_store()
+    stored: set[int] = set()  # sessions that the store knows
+    for on_disk, prune in sequence:
+        tree.show(on_disk)
+        before = objects(store)
+        refresh(tree.root, store, prune=prune)
+        present = {at for at, _ in on_disk}
+        usable = present - {UNUSABLE}
+        if not (usable or (stored - {UNUSABLE} and not prune)):
+            assert objects(store) == before, "nothing that was good is overwritten by nothing"
+            continue
+        stored = present if prune else stored | present
+        if stored == present:
+            assert objects(store) == recomputed(on_disk)
+            tree.show(on_disk)
+        expected = {"/".join(tree.places[at].parts[-2:]) for at in stored - {UNUSABLE}}
+        assert set(statuses_in(store)) == expected
+        after = objects(store)
+        assert not refresh(tree.root, store, prune=prune), "a second run changes nothing"
+        assert objects(store) == after
+
+
+def test_a_history_is_not_all_the_same(recomputed: Callable[[State], dict[str, bytes | None]]) -> None:
+    whole, part = recomputed(state(EVERY)), recomputed(state(EVERY - {2}))
     assert all(whole.values())
     assert all(whole[key] != part[key] for key in whole)

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
-from core.discover import check_root, find_files, find_labs, find_sessions, find_subjects, subjects_folder
+from core.discover import (
+    absent_subjects,
+    check_root,
+    find_files,
+    find_labs,
+    find_sessions,
+    find_subjects,
+    fingerprint_kind,
+    subjects_folder,
+)
 from core.errors import ConfigurationError, InvalidName
-from core.records import LeftOut
+from core.records import Fingerprint, LeftOut
 from tests.trees import LAB, SUBJECT, session
 
+KINDS: Final[tuple[Fingerprint, ...]] = ("stat", "content")
 UUID = "01234567-89ab-4cde-8f01-23456789abcd"
 
 
@@ -261,6 +272,65 @@ def test_any_change_of_a_file_changes_the_fingerprint(tmp_path: Path, what: str)
     else:
         path.unlink()
     assert find_files(folder).fingerprint != before
+
+
+def test_by_content_times_do_not_matter_and_what_is_in_a_file_does(tmp_path: Path) -> None:
+    folder = session(tmp_path, "2020-01-02", layout="npy")
+    path = folder / "alf/task_00/_ibl_trials.choice.npy"
+    stat, data = path.stat(), path.read_bytes()
+    before = {by: find_files(folder, by).fingerprint for by in KINDS}
+    assert [fingerprint_kind(before[by]) for by in KINDS] == list(KINDS)
+
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert find_files(folder, "content").fingerprint == before["content"]
+    assert find_files(folder, "stat").fingerprint != before["stat"]
+
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # rewritten in place, with the same size and time
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert find_files(folder, "stat").fingerprint == before["stat"]
+    assert find_files(folder, "content").fingerprint != before["content"]
+
+
+def test_by_content_names_matter_and_files_that_are_not_used_do_not(tmp_path: Path) -> None:
+    folder = session(tmp_path, "2020-01-02", layout="npy")
+    before = find_files(folder, "content").fingerprint
+    (folder / "alf/task_00/_ibl_trials.wheelMoves_peakAmplitude.npy").symlink_to("not_fetched")
+    assert find_files(folder, "content").fingerprint == before
+    copied = tmp_path / "copied without times"
+    shutil.copytree(folder, copied, copy_function=shutil.copyfile, symlinks=True)
+    assert find_files(copied, "content").fingerprint == before
+    attributes = copied / "alf/task_00"
+    os.rename(attributes / "_ibl_trials.choice.npy", attributes / "_ibl_trials.choice.0.npy")
+    assert find_files(copied, "content").fingerprint != before
+
+
+def test_by_content_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    folder = session(tmp_path, "2020-01-02", layout="npy")
+    before = find_files(folder, "content").fingerprint
+    path = folder / "alf/task_00/_ibl_trials.choice.npy"
+    path.unlink()
+    os.mkfifo(path)
+    assert find_files(folder, "content").fingerprint != before
+
+
+def test_subjects_that_are_no_longer_in_the_tree_are_told_where_their_lab_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders(tmp_path, "alab/Subjects/M1", "blab/Subjects/M1")
+    known = [("alab", "M1"), ("alab", "M2"), ("blab", "M9"), ("clab", "M1")]
+    assert absent_subjects(tmp_path, [], known) == [("alab", "M2"), ("blab", "M9")]
+    assert absent_subjects(tmp_path, ["alab"], known) == [("alab", "M2")]
+    assert absent_subjects(tmp_path, ["clab"], known) == []
+    assert absent_subjects(tmp_path / "nowhere", [], known) == []
+    scan = os.scandir
+
+    def closed(path: Any) -> Any:
+        if Path(path) == tmp_path / "blab/Subjects":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert absent_subjects(tmp_path, [], known) == [("alab", "M2")], "a lab that cannot be listed tells nothing"
 
 
 def test_a_subject_without_sessions_has_none(tmp_path: Path) -> None:

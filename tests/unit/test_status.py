@@ -298,6 +298,42 @@ def test_all_windows_are_fitted_in_two_batches_and_none_twice(fits: list[int]) -
     assert fits == [10, 20]
 
 
+@pytest.mark.parametrize("known", range(11))
+def test_what_is_known_is_taken_and_the_rest_goes_on_from_there(fits: list[int], known: int) -> None:
+    days = [
+        a_day(1, "habituation"),
+        *(a_day(at, n_trials=300) for at in (2, 3)),
+        a_day(4, "habituation"),
+        *(a_day(at, "biased") for at in (5, 6, 7)),
+        *(a_day(at, "biased", n_trials=10) for at in (8, 9, 10)),
+    ]
+    whole = compute_statuses(days)
+    assert len({of_day.status for of_day in whole}) > 3
+    fits.clear()
+    assert repr(compute_statuses(days, known=whole[:known])) == repr(whole)
+    assert (sum(fits) == 0) == (known == 10)
+
+
+def test_only_the_windows_of_days_that_are_not_known_are_fitted(fits: list[int]) -> None:
+    days = [a_day(at) for at in range(1, 11)]
+    known = compute_statuses(days[:9])
+    fits.clear()
+    compute_statuses(days, known=known)
+    assert fits == [1, 2]  # as above, of one window
+    fits.clear()
+    compute_statuses([a_day(0), *days], known=compute_statuses(days)[:0])
+    assert fits[-2:] == [11, 22]
+
+
+def test_statuses_that_are_not_those_of_the_first_days_are_not_used(fits: list[int]) -> None:
+    days = [a_day(at) for at in range(1, 7)]
+    whole = compute_statuses(days)
+    late = compute_statuses([a_day(0), *days])
+    assert repr(compute_statuses([a_day(0), *days], known=whole)) == repr(late)
+    assert repr(compute_statuses(days[1:], known=whole)) == repr(compute_statuses(days[1:]))
+    assert repr(compute_statuses(days[:2], known=whole)) == repr(whole[:2])
+
+
 # --- who is given up --------------------------------------------------------------------------------------
 
 

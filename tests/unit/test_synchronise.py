@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from core import psychometrics, schema, tables
 from core.discover import find_files
 from core.errors import PermanentError, StoreConflict
 from core.pipeline import recompute_subject
-from core.records import LeftOut
+from core.records import DayStatus, DaySummary, LeftOut
 from core.status import compute_statuses
 from core.storage import Store, open_store
 from core.storage.base import StoredObject
 from core.storage.memory import MemoryStore
 from core.summarise import summarise
 from core.synchronise import Look, inputs_of, load_days, look, put_tables
-from core.tables import SubjectTables, build_tables, read_provenance
+from core.tables import SubjectTables, build_tables, read_provenance, read_summaries
 from tests.trees import (
     KEYS,
     LAB,
@@ -53,8 +58,18 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def seen(root: Path, store: Store, *, everything: bool = False, again: bool = False) -> Look:
-    return look(root, LAB, SUBJECT, store, KEYS, everything=everything, again=again)
+def seen(root: Path, store: Store, *, everything: bool = False, **options: Any) -> Look:
+    return look(root, LAB, SUBJECT, store, KEYS, everything=everything, **options)
+
+
+def stored_bytes(store: Store, key: str = KEYS.summaries) -> bytes:
+    stored = store.get(key)
+    assert stored is not None
+    return stored.data
+
+
+def stored_summaries(store: Store) -> tuple[list[DaySummary], list[DayStatus]]:
+    return read_summaries(stored_bytes(store), KEYS.summaries)
 
 
 def tables_of(root: Path, *dates: str) -> SubjectTables:
@@ -168,7 +183,7 @@ def test_a_session_that_is_gone_is_told_and_its_day_kept_as_it_was(root: Path, s
     move(root / LAB / "Subjects" / SUBJECT / "2020-01-03/002", tmp_path / "aside")
     found = seen(root, store)
     assert (found.unchanged, found.dates) == (True, ())
-    reason = "session 002 is no longer on disk: the day is kept as it was"
+    reason = "session 002 is no longer on disk: kept as the table has it (refresh --prune drops it)"
     assert found.left_out == (LeftOut(session="2020-01-03", reason=reason),)
     assert not refresh(root, store)
     assert objects(store) == before
@@ -182,6 +197,274 @@ def test_a_session_that_is_gone_is_told_and_its_day_kept_as_it_was(root: Path, s
         "2020-01-03/002",
         "2020-01-06/001",
     }
+
+
+def test_a_session_new_on_a_day_of_which_another_is_gone_is_added_to_what_is_kept(
+    root: Path, store: Store, tmp_path: Path
+) -> None:
+    third = session(root, "2020-01-03", 3, trials=trials([(-100.0, 50, 2), (0.0, 9, 4), (100.0, 50, 49)]))
+    session(root, "2020-01-04", trials=trials([(-100.0, 60, 2), (0.0, 9, 4), (25.0, 60, 55), (100.0, 60, 59)]))
+    whole = fresh(root)
+    whole_days, whole_statuses = read_summaries(whole[2] or b"", "key")
+    move(third, tmp_path / "third")
+    refresh(root, store)
+
+    move(root / LAB / "Subjects" / SUBJECT / "2020-01-03/001", tmp_path / "first")
+    move(tmp_path / "third", third)
+    found = seen(root, store)
+    assert (found.dates, found.held) == (("2020-01-03",), {"2020-01-03": ("001", "002")})
+    assert [status.date for status in found.settled] == ["2020-01-01", "2020-01-02"]
+    (left,) = found.left_out
+    assert left == LeftOut(
+        session="2020-01-03",
+        reason="session 001 is no longer on disk: kept as the table has it (refresh --prune drops it); "
+        "session 003 is new and added beside, without combined values for the day",
+    )
+    assert refresh(root, store)
+    # Of every session what it is by itself, and of every day's status and criteria what they are with all on disk.
+    assert set(statuses(store)) >= {f"2020-01-03/00{number}" for number in (1, 2, 3)}
+    days, of_days = stored_summaries(store)
+    assert repr(of_days) == repr(whole_statuses)
+    assert [day.sessions for day in days] == [day.sessions for day in whole_days]
+    assert days[2].combined is None
+    (one, *_) = [row for row in training(store) if row["session_path"] == str(third)]
+    assert (one["n_trials"], one["combined_n_trials"]) == (109.0, 109.0)
+
+    assert not refresh(root, store), "a second time, nothing is new"
+    (left,) = seen(root, store).left_out
+    assert left.reason == "session 001 is no longer on disk: kept as the table has it (refresh --prune drops it)"
+    move(tmp_path / "first", root / LAB / "Subjects" / SUBJECT / "2020-01-03/001")
+    assert seen(root, store).dates == ("2020-01-03",), "once all are there, the day is summarised as a whole"
+    assert refresh(root, store)
+    assert list(objects(store).values()) == whole
+
+
+def test_a_session_changed_on_a_day_of_which_another_is_gone_waits_for_it(
+    root: Path, store: Store, tmp_path: Path
+) -> None:
+    refresh(root, store)
+    before = objects(store)
+    move(root / LAB / "Subjects" / SUBJECT / "2020-01-03/001", tmp_path / "first")
+    session(root, "2020-01-03", 2, trials=trials([(-100.0, 5, 0), (100.0, 3, 3)]))
+    found = seen(root, store)
+    assert (found.dates, found.unchanged) == ((), True)
+    (left,) = found.left_out
+    assert left.reason.endswith("; session 002 is changed, but stays as it was while others are missing")
+    assert not refresh(root, store)
+    assert objects(store) == before
+    assert refresh(root, store, prune=True)
+    assert list(objects(store).values()) == fresh(root)
+
+
+@pytest.mark.parametrize("to", ["2020-01-03/007", "2020-01-09/001"])
+def test_a_session_that_has_another_number_or_date_now_is_not_taken_for_gone(root: Path, store: Store, to: str) -> None:
+    refresh(root, store)
+    folder = root / LAB / "Subjects" / SUBJECT
+    move(folder / "2020-01-03/001", folder / to)
+    assert seen(root, store).left_out == ()
+    assert refresh(root, store)
+    assert list(objects(store).values()) == fresh(root)
+    assert len(statuses(store)) == 4
+
+
+def test_a_session_that_has_moved_is_not_counted_twice_where_another_of_its_day_is_gone(
+    root: Path, store: Store, tmp_path: Path
+) -> None:
+    refresh(root, store)
+    before = objects(store)
+    folder = root / LAB / "Subjects" / SUBJECT / "2020-01-03"
+    move(folder / "001", tmp_path / "first")
+    move(folder / "002", folder / "005")
+    (left,) = seen(root, store).left_out
+    assert left.reason.endswith("; session 002 is elsewhere now, but stays here, too, while others are missing")
+    assert not refresh(root, store)
+    assert objects(store) == before
+
+
+def test_a_session_whose_folder_cannot_be_listed_is_kept_whether_pruned_or_not(
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh(root, store)
+    before = objects(store)
+    scan = os.scandir
+    for closed in ("2020-01-03/002", "2020-01-03"):
+
+        def refuse(path: Any, closed: str = closed) -> Any:
+            if str(path).endswith(closed):
+                raise PermissionError(13, "Permission denied", str(path))
+            return scan(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", refuse)
+            for prune in (False, True):
+                (left, *_) = [left for left in seen(root, store, prune=prune).left_out if "on disk" in left.reason]
+                assert left.reason.endswith("on disk but cannot be read: kept as the table has it")
+                assert not refresh(root, store, prune=prune)
+                assert objects(store) == before
+    assert seen(root, store).unchanged
+
+
+def test_prune_brings_a_day_to_what_is_on_disk(root: Path, store: Store, tmp_path: Path) -> None:
+    session(root, "2020-01-06")
+    refresh(root, store)
+    move(root / LAB / "Subjects" / SUBJECT / "2020-01-03/002", tmp_path / "aside")
+    found = seen(root, store, prune=True)
+    assert (found.dates, found.held, found.left_out) == (("2020-01-03",), {}, ())
+    assert [status.date for status in found.settled] == ["2020-01-01", "2020-01-02"]
+    assert refresh(root, store, prune=True)
+    assert list(objects(store).values()) == fresh(root)
+    assert not refresh(root, store, prune=True)
+    assert not refresh(root, store, everything=True)
+
+
+def test_prune_takes_a_day_without_sessions_out_of_the_table(root: Path, store: Store, tmp_path: Path) -> None:
+    session(root, "2020-01-06")
+    refresh(root, store)
+    move(root / LAB / "Subjects" / SUBJECT / "2020-01-02/001", tmp_path / "aside")  # its date's folder is left empty
+    move(root / LAB / "Subjects" / SUBJECT / "2020-01-06", tmp_path / "day")
+    found = seen(root, store, prune=True)
+    assert (found.dates, [day.date for day in found.kept]) == ((), ["2020-01-01", "2020-01-03"])
+    assert [status.date for status in found.settled] == ["2020-01-01"]
+    assert not found.unchanged
+    assert refresh(root, store, prune=True)
+    assert {row["date"] for row in training(store)} == {"2020-01-01", "2020-01-03"}
+    assert list(objects(store).values()) == fresh(root)
+
+
+def test_prune_drops_what_was_added_to(root: Path, store: Store, tmp_path: Path) -> None:
+    refresh(root, store)
+    move(root / LAB / "Subjects" / SUBJECT / "2020-01-03/001", tmp_path / "aside")
+    session(root, "2020-01-03", 3)
+    refresh(root, store)
+    assert len(statuses(store)) == 5
+    assert refresh(root, store, prune=True)
+    assert list(objects(store).values()) == fresh(root)
+
+
+def test_prune_leaves_the_tables_of_a_mouse_without_any_session(root: Path, store: Store, tmp_path: Path) -> None:
+    refresh(root, store)
+    before = objects(store)
+    os.rename(root / LAB / "Subjects" / SUBJECT, tmp_path / "aside")
+    (root / LAB / "Subjects" / SUBJECT).mkdir()
+    found = seen(root, store, prune=True)
+    assert (found.dates, found.kept, found.empty, found.unchanged) == ((), (), True, False)
+    assert not refresh(root, store, prune=True)
+    assert objects(store) == before
+    assert seen(root, store).unchanged
+
+
+# --- how files are known ----------------------------------------------------------------------------------
+
+
+def test_by_content_a_file_rewritten_in_place_is_seen_and_a_touched_one_is_not(root: Path, store: Store) -> None:
+    refresh(root, store, by="content")
+    assert seen(root, store, by="content").unchanged
+    path = next((root / LAB).glob("*/*/2020-01-02/001/alf/task_00/_ibl_trials.table.pqt"))
+    stat, data = path.stat(), path.read_bytes()
+    os.utime(path)
+    assert seen(root, store, by="content").unchanged
+    session(root, "2020-01-02", trials=trials([(-100.0, 5, 5), (0.0, 2, 1), (100.0, 5, 3)]))
+    path.write_bytes(path.read_bytes().ljust(len(data), b"x")[: len(data)])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert seen(root, store, by="content").dates == ("2020-01-02",)
+
+
+def test_another_way_of_knowing_files_costs_a_recomputation_and_nothing_else(
+    root: Path, store: Store, tmp_path: Path
+) -> None:
+    move(root / LAB / "Subjects" / SUBJECT / "2020-01-03/001", tmp_path / "first")
+    refresh(root, store)
+    for by in ("content", "stat"):
+        assert seen(root, store, by=by).dates == ("2020-01-01", "2020-01-02", "2020-01-03")
+        assert refresh(root, store, by=by)
+        other = open_store(f"memory://{uuid4().hex}")
+        refresh(root, other, everything=True, by=by)
+        assert list(objects(store).values()) == list(objects(other).values())
+        assert not refresh(root, store, by=by)
+
+
+def test_another_way_of_knowing_files_is_no_change_of_a_session_whose_day_is_kept(
+    root: Path, store: Store, tmp_path: Path
+) -> None:
+    refresh(root, store)
+    rows_before = training(store)
+    move(root / LAB / "Subjects" / SUBJECT / "2020-01-03/001", tmp_path / "first")
+    found = seen(root, store, by="content")
+    assert found.dates == ("2020-01-01", "2020-01-02")
+    assert "changed" not in found.left_out[0].reason
+    refresh(root, store, by="content")
+    assert repr(training(store)) == repr(rows_before)
+
+
+# --- how much is done -------------------------------------------------------------------------------------
+
+
+def test_a_new_last_day_fits_its_own_window_alone_and_a_late_first_one_all(
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in range(6, 12):
+        session(root, f"2020-01-{day:02d}")
+    refresh(root, store)
+    fitted: list[int] = []
+    fit = psychometrics.fit
+
+    def counting(problems: Sequence[Any]) -> Any:
+        fitted.append(sum(1 for _, n, _ in problems if sum(n)))
+        return fit(problems)
+
+    monkeypatch.setattr(psychometrics, "fit", counting)
+
+    def work(**options: Any) -> int:
+        fitted.clear()
+        assert refresh(root, store, **options)
+        return sum(fitted)
+
+    session(root, "2020-01-12")
+    assert work() == 1 + 1  # the session, and its window: training reads one fit
+    assert list(objects(store).values()) == fresh(root)
+    session(root, "2019-12-31")
+    assert work() == 1 + 10  # the session, and the window of every day of training
+    assert list(objects(store).values()) == fresh(root)
+    session(root, "2020-01-10", 2)
+    assert work() == 3 + 3  # each session, both put together; the windows that the day is in
+    shutil.rmtree(root / LAB / "Subjects" / SUBJECT / "2020-01-11")
+    assert work(prune=True) == 1  # the window of the day behind it
+    shutil.rmtree(root / LAB / "Subjects" / SUBJECT / "2020-01-12")
+    assert work(prune=True) == 0
+    assert list(objects(store).values()) == fresh(root)
+
+
+def test_statuses_of_another_software_version_are_computed_again(
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("core.schema.SOFTWARE_VERSION", "0.0.1")
+        refresh(root, store)
+    session(root, "2020-01-05")
+    found = seen(root, store)
+    assert (found.dates, len(found.kept), found.settled) == (("2020-01-05",), 3, ())
+    assert refresh(root, store)
+    assert list(objects(store).values()) == fresh(root)
+
+
+def test_summaries_of_the_schema_before_statuses_are_kept_with_what_is_gone(
+    root: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = [field for field in schema.SUMMARIES if field.name != "status"]
+    summaries = tables._summaries
+    with monkeypatch.context() as patch:
+        patch.setattr("core.schema.SCHEMA_VERSION", 1)
+        patch.setattr(tables, "_summaries", lambda *given: summaries(*given).drop_columns("status"))
+        put_tables(store, KEYS, tables_of(root, "2020-01-01", "2020-01-02", "2020-01-03"), None)
+    assert [field.name for field in pq.read_schema(pa.BufferReader(stored_bytes(store)))] == [f.name for f in columns]
+    found = seen(root, store)
+    assert (found.dates, len(found.kept), found.settled, found.unchanged) == ((), 3, (), False)
+    move(root / LAB / "Subjects" / SUBJECT / "2020-01-03/002", tmp_path / "aside")
+    assert refresh(root, store)
+    assert "2020-01-03/002" in statuses(store)
+    move(tmp_path / "aside", root / LAB / "Subjects" / SUBJECT / "2020-01-03/002")
+    assert not refresh(root, store)
+    assert list(objects(store).values()) == fresh(root)
 
 
 def test_a_full_recompute_drops_what_is_gone(root: Path, store: Store, tmp_path: Path) -> None:
@@ -205,7 +488,8 @@ def test_odd_folders_and_what_was_left_out_before_are_told_each_time(root: Path,
 
 def test_a_subject_without_a_session_has_nothing_to_do(tmp_path: Path, store: Store) -> None:
     (tmp_path / LAB / "Subjects" / SUBJECT).mkdir(parents=True)
-    assert seen(tmp_path, store) == Look(dates=(), kept=(), base=None, table=None, unchanged=False, left_out=())
+    nothing = Look(dates=(), kept=(), base=None, table=None, unchanged=False, left_out=(), empty=True)
+    assert seen(tmp_path, store) == nothing
     assert not refresh(tmp_path, store)
     assert objects(store) == dict.fromkeys(objects(store))
 

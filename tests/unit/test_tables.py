@@ -221,7 +221,10 @@ def test_a_day_of_which_everything_was_left_out_has_no_row_and_is_told() -> None
     tables = build([gone, a_day("2020-01-02", summary("2020-01-02", 1))], [status("2020-01-02", "in training")])
     assert {row["date"] for row in rows(tables.training)} == {"2020-01-02"}
     assert read_provenance(tables.training, "key").left_out == (left,)
-    assert [day.date for day in read_summaries(tables.summaries, "key")] == ["2020-01-02", "2020-01-03"]
+    days, statuses = read_summaries(tables.summaries, "key")
+    assert [day.date for day in days] == ["2020-01-02", "2020-01-03"]
+    assert [day.date for day in statuses] == ["2020-01-02"]
+    assert rows(tables.summaries)[1]["status"] is None
 
 
 def test_tables_without_rows_have_their_columns_all_the_same() -> None:
@@ -369,8 +372,16 @@ def test_the_criteria_have_a_row_a_day_and_criterion() -> None:
 
 def test_summaries_come_back_as_they_were() -> None:
     days = [a_day("2020-01-02", summary("2020-01-02", 1)), a_day("2020-01-01", summary("2020-01-01", 1, "habituation"))]
-    tables = build(days, [status("2020-01-01", "habituation"), status("2020-01-02", "in training")])
-    assert repr(read_summaries(tables.summaries, "key")) == repr(days[::-1])
+    verdicts = (
+        Verdict(target="trained 1a", name="bias", value=NAN, comparison="<", limit=16, passed=False),
+        Verdict(target="trained 1a", name="threshold", value=0.1 + 0.2, comparison="<", limit=19, passed=True),
+    )
+    of_days = [
+        status("2020-01-01", "habituation"),
+        DayStatus(date="2020-01-02", status="in training", window_status="in training", verdicts=verdicts),
+    ]
+    tables = build(days, of_days)
+    assert repr(read_summaries(tables.summaries, "key")) == repr((days[::-1], of_days))
 
 
 # --- keys and metadata ------------------------------------------------------------------------------------
@@ -506,3 +517,7 @@ def test_duckdb_reads_what_was_written(tmp_path: Path) -> None:
         assert ask("status", "cohort", "WHERE latest") == [("trained 1b",)]
         assert ask("count(*)", "summaries") == [(4,)]
         assert ask("count(*)", "criteria") == [(0,)]
+
+
+def test_summaries_of_this_schema_are_read() -> None:
+    assert max(schema.SUMMARIES_READ) == schema.SCHEMA_VERSION
