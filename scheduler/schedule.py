@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -54,6 +55,10 @@ class Schedule:
     def covering(self, lab: str) -> tuple[Job, ...]:
         """Return the jobs whose runs look at `lab`."""
         return tuple(job for job in self.jobs if job.lab in (None, lab))
+
+    def next_times(self, job: Job, now: datetime, count: int) -> list[datetime]:
+        """Return the next due times of a job, in the schedule's time zone."""
+        return [due.astimezone(self.zone) for due in islice(due_times(job.crontab, self.zone, now), count)]
 
 
 def parse_jobs(kind: Kind, text: str) -> tuple[Job, ...]:

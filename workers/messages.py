@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from workers.app import app, priority
@@ -12,6 +14,12 @@ from workers.ledger import Ledger, RunSpec, Subject
 def send_plan(spec: RunSpec, cursor: str = "") -> None:
     """Send the task that plans the next subjects of a run, those after `cursor` (lab/subject)."""
     _send(f"training_status.{spec.kind}", [spec.run_id, cursor], f"{spec.run_id} after {cursor or 'the start'}")
+
+
+def send_start(spec: RunSpec, due: datetime) -> None:
+    """Send the task that starts a run which the schedule has at `due`; what it is to do is in `spec`, no run id."""
+    what = f"{spec.kind} of {', '.join(spec.labs) or 'all labs'}, due {due.astimezone(UTC):%Y-%m-%dT%H:%MZ}"
+    _send("training_status.start_run", [asdict(spec), due.astimezone(UTC).isoformat()], what)
 
 
 def send_look(spec: RunSpec, subject: Subject, attempt: int) -> None:
