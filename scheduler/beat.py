@@ -106,7 +106,7 @@ class Scheduler(PersistentScheduler):
         self._looked = -float("inf")
         super().__init__(*args, **settings)
 
-    def tick(self, *options: Any) -> float:  # type: ignore[override]
+    def tick(self, *options: Any) -> float:
         """Do what is due, one entry a call; look for what was lost first, where it is time."""
         if time.monotonic() - self._looked >= self.patience:
             self.look()
