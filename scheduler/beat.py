@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -45,14 +45,10 @@ class Times(BaseSchedule):
         Five fields.
     zone : str
         Name of the time zone.
-    nowfun : callable, optional
-        The clock; Celery's where not given.
     """
 
-    def __init__(
-        self, crontab: str, zone: str, nowfun: Callable[[], datetime] | None = None, app: Celery | None = None
-    ) -> None:
-        super().__init__(nowfun=nowfun, app=app)
+    def __init__(self, crontab: str, zone: str) -> None:
+        super().__init__()
         self.crontab = crontab
         self.zone = zone
 
@@ -106,6 +102,9 @@ class Scheduler(PersistentScheduler):
         self._looked = -float("inf")
         super().__init__(*args, **settings)
 
+    def install_default_entries(self, data: Any) -> None:
+        """Add nothing: Celery would have results cleaned up each night, and there are none."""
+
     def tick(self, *options: Any) -> float:
         """Do what is due, one entry a call; look for what was lost first, where it is time."""
         if time.monotonic() - self._looked >= self.patience:
@@ -120,7 +119,9 @@ class Scheduler(PersistentScheduler):
             if sent := reconcile(self.ledger, self.patience):
                 log.warning("sent again what %d subjects were waiting for", sent)
             for entry in cast(Any, self.schedule).values():
-                due = entry.schedule.last(entry.last_run_at) if entry.total_run_count else None
+                if not entry.total_run_count or entry.is_due().is_due:  # never sent, or about to be
+                    continue
+                due = entry.schedule.last(entry.last_run_at)
                 if due is None or self.ledger.knows(RunSpec.parse(entry.args[0]), due):
                     continue
                 if (entry.schedule.now() - entry.last_run_at).total_seconds() >= self.patience:

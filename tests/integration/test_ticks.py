@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import redis
 
-from core.storage import open_store
+from core.freshness import LABS_KEY, Lab, Look, read_labs
 from scheduler import runs
 from tests.processes import training_status, wait_for, worker
 from workers import messages
@@ -177,10 +177,39 @@ def test_ticks_through_a_worker(mice: Path, broker: str, ledger: Ledger, tmp_pat
     text = log.read_text()
     assert f"not started: run {held.run_id} of the same has not ended" in text
     assert text.count("a message that is not ours is dropped") == 4
-    store = open_store(str(tmp_path / "t"))
-    labs = store.get("resources/training/labs.json")
-    assert labs is not None
-    assert {lab: [*kinds] for lab, kinds in json.loads(labs.data).items()} == {
-        "simlab01": ["refresh"],
-        "simlab02": ["refresh"],
-    }
+
+
+def objects(folder: Path) -> dict[str, bytes]:
+    """The objects of a store, but for the records of runs."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    return {key: data for key, data in found.items() if "/runs/" not in key and not key.startswith(".locks")}
+
+
+def test_a_run_notes_the_labs_that_it_covers_whole(mice: Path, broker: str, ledger: Ledger, tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    folder.mkdir()
+
+    def finished(kind: Literal["recompute", "refresh"], **chosen: tuple[str, ...]) -> tuple[dict, dict[str, bytes]]:
+        spec = runs.new_run(kind, root=str(mice), store=str(folder), **chosen)
+        runs.start(ledger, spec)
+        wait_for(lambda: ledger.is_ended(spec.run_id), "the run to end")
+        record = ledger.record(spec.run_id)
+        assert record is not None
+        return record, objects(folder)
+
+    with worker(broker, tmp_path / "worker.log"):
+        record, computed = finished("recompute")
+        labs = read_labs(computed[LABS_KEY])
+        look = Look(run_id=record["run_id"], started=record["started"], ended=record["ended"], subjects=2, failed=0)
+        assert labs == {"simlab01": Lab(recompute=look), "simlab02": Lab(recompute=look)}
+        # Neither looks at a whole lab.
+        assert finished("refresh", subjects=("SIM01_001",))[1] == computed
+        assert finished("refresh", only=("simlab01/SIM01_001", "simlab01/SIM01_002"))[1] == computed
+        record, refreshed = finished("refresh", labs=("simlab02",))
+    assert record["counts"]["unchanged"] == 2
+    assert {key for key, data in refreshed.items() if computed.get(key) != data} == {LABS_KEY}
+    labs = read_labs(refreshed[LABS_KEY])
+    assert labs["simlab01"] == Lab(recompute=look)
+    assert labs["simlab02"].recompute == look
+    assert labs["simlab02"].refresh is not None
+    assert labs["simlab02"].refresh.run_id == record["run_id"]
