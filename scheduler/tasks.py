@@ -45,7 +45,7 @@ def start_run(task: Any, asked: dict[str, Any], due: str) -> None:
         at = at.astimezone(UTC)
         spec = replace(
             spec,
-            run_id=f"{at:%Y%m%dT%H%M%S}-{spec.same[:6]}",
+            run_id=f"{at:%Y%m%dT%H%M%S}-{spec.same[:8]}",
             started=max(at, datetime.now(UTC)).isoformat(timespec="seconds"),
         )
         what = f"{spec.kind} of {', '.join(spec.labs) or 'all labs'}, due {at:%Y-%m-%dT%H:%M:%SZ}"

@@ -98,7 +98,7 @@ def beat(
         open_as(store, store_settings(s3_endpoint, s3_profile, s3_region)).check()
     with blames("--broker"):
         client = connect(broker)
-    check(client, broker)
+        check(client, broker)
     logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     app = configure(broker)
     app.conf.update(timezone=timezone)

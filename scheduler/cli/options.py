@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from core.config import StoreSettings
-from core.errors import ConfigurationError
+from core.errors import BrokerUnavailable, ConfigurationError, StoreUnavailable
 
 if TYPE_CHECKING:
     from scheduler.schedule import Schedule
@@ -35,8 +35,8 @@ def blames(name: str) -> Iterator[None]:
     """Name the option, and its environment variable, in what is wrong with its value."""
     try:
         yield
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{name} ({variable(name)}): {error}") from None
+    except (ConfigurationError, BrokerUnavailable, StoreUnavailable) as error:
+        raise type(error)(f"{name} ({variable(name)}): {error}") from None
 
 
 def store_options(command: Command) -> Command:

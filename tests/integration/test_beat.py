@@ -346,8 +346,24 @@ def test_what_is_wrong_is_refused_at_start_in_one_line_that_names_the_setting(
 def test_a_broker_that_does_not_answer_is_told(mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(["beat", *options("redis://:hidden@127.0.0.1:1/0", mice, tmp_path, tmp_path / "state")]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("training-status: the broker redis://127.0.0.1:1/0 does not answer")
+    wanted = "training-status: --broker (TRAINING_STATUS_BROKER): the broker redis://127.0.0.1:1/0 does not answer"
+    assert said.startswith(wanted)
+    assert len(said.splitlines()) == 1
     assert "hidden" not in said
+
+
+# Slow, since redis-py tries again where no password was given: it takes that for a connection that broke.
+@pytest.mark.parametrize("password", [pytest.param("", marks=pytest.mark.slow), ":wrong@"])
+def test_a_password_that_is_missing_or_wrong_is_told(
+    mice: Path, broker: str, tmp_path: Path, capsys: pytest.CaptureFixture, password: str
+) -> None:
+    url = broker.replace(f":{PASSWORD}@", password)
+    assert run(["beat", *options(url, mice, tmp_path, tmp_path / "state")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("training-status: --broker (TRAINING_STATUS_BROKER): the broker redis://127.0.0.1:")
+    assert "refuses its password" in said
+    assert len(said.splitlines()) == 1
+    assert PASSWORD not in said
 
 
 @pytest.mark.parametrize("missing", ["broker", "root", "store"])

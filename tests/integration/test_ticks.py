@@ -162,7 +162,7 @@ def test_ticks_through_a_worker(mice: Path, broker: str, ledger: Ledger, tmp_pat
         as_json = training_status("runs", held.run_id, "--broker", broker, "--json")
         messages.send_plan(held)
         wait_for(lambda: not ledger.open_runs(), "the other run to end")
-    assert sorted(ledger.run_ids()) == sorted([held.run_id, f"{now:%Y%m%dT%H%M%S}-{spec.same[:6]}"])
+    assert sorted(ledger.run_ids()) == sorted([held.run_id, f"{now:%Y%m%dT%H%M%S}-{spec.same[:8]}"])
     (run_id,) = set(ledger.run_ids()) - {held.run_id}
     record = ledger.record(run_id)
     assert record is not None
