@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
@@ -86,7 +86,7 @@ class Scheduler(PersistentScheduler):
     patience : float
         Seconds between two looks, and without news after which something is lost.
     pid_file : Path
-        Touched at each look, for whoever watches that beat is alive.
+        Touched at each turn, every minute at least, for whoever watches that beat is alive.
     **settings
         Celery's.
     """
@@ -107,6 +107,8 @@ class Scheduler(PersistentScheduler):
 
     def tick(self, *options: Any) -> float:
         """Do what is due, one entry a call; look for what was lost first, where it is time."""
+        with suppress(OSError):  # a disk that is full
+            self.pid_file.touch()
         if time.monotonic() - self._looked >= self.patience:
             self.look()
             self._looked = time.monotonic()
@@ -115,7 +117,6 @@ class Scheduler(PersistentScheduler):
     def look(self) -> None:
         """Send again what runs owe, and ticks of which the ledger knows nothing."""
         try:
-            self.pid_file.touch()
             if sent := reconcile(self.ledger, self.patience):
                 log.warning("sent again what %d subjects were waiting for", sent)
             for entry in cast(Any, self.schedule).values():
@@ -203,7 +204,7 @@ def run(app: Celery, schedule: dict[str, Any], state: Path, ledger: Ledger, pati
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
-        service.start()  # which ends with SystemExit, having saved its state
+        service.start()  # until a signal raises SystemExit in it: it saves its state, and returns
 
 
 @contextmanager

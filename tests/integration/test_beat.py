@@ -183,7 +183,7 @@ def test_two_beats_mean_the_same_tick(beat_in: Beats, redis_client: redis.Redis)
 
 
 def test_a_tick_whose_message_is_lost_is_sent_again_until_the_ledger_knows_it(
-    tmp_path: Path, ledger: Ledger, beat_in: Beats, redis_client: redis.Redis
+    ledger: Ledger, beat_in: Beats, redis_client: redis.Redis
 ) -> None:
     beat = beat_in()
     beat.scheduler.look()
@@ -201,7 +201,6 @@ def test_a_tick_whose_message_is_lost_is_sent_again_until_the_ledger_knows_it(
     Clock.now += timedelta(seconds=90)
     beat.scheduler.look()
     assert sent(redis_client) == []
-    assert (tmp_path / "state" / "beat.pid").exists()
 
 
 def test_what_a_run_owes_is_sent_again_where_nobody_watches(
@@ -213,6 +212,15 @@ def test_what_a_run_owes_is_sent_again_where_nobody_watches(
     beat.scheduler.look()
     waiting = [key for key in redis_client.keys(f"{QUEUE}*") if redis_client.type(key) == b"list"]
     assert [redis_client.llen(key) for key in waiting] == [1]
+
+
+def test_a_beat_that_lives_touches_its_pid_file(tmp_path: Path, beat_in: Beats) -> None:
+    beat = beat_in()
+    pid_file = tmp_path / "state" / "beat.pid"
+    pid_file.write_text("1\n")
+    os.utime(pid_file, (0, 0))
+    assert beat.work() <= 60
+    assert pid_file.stat().st_mtime > 0
 
 
 def test_a_look_that_fails_does_not_end_beat(beat_in: Beats, caplog: pytest.LogCaptureFixture) -> None:
