@@ -6,6 +6,8 @@ So planning is spread over the workers, is lazy (urgent work downstream goes bef
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,40 @@ from workers.tasks import (
 )
 
 log = logging.getLogger(__name__)
+
+
+@app.task(bind=True, name="training_status.start_run")
+def start_run(task: Any, asked: dict[str, Any], due: str) -> None:
+    """Start the run that the schedule has at `due`, unless that was done or the same is still running.
+
+    The run's id is made of the tick alone, so that whoever gets this message once more means the same run.
+    """
+    try:
+        spec, at = RunSpec.parse(asked), datetime.fromisoformat(due)
+        if spec.kind not in ("recompute", "refresh") or at.tzinfo is None:
+            raise ValueError("neither a recompute nor a refresh, or a time without its zone")
+        at = at.astimezone(UTC)
+        spec = replace(
+            spec,
+            run_id=f"{at:%Y%m%dT%H%M%S}-{spec.same[:8]}",
+            started=max(at, datetime.now(UTC)).isoformat(timespec="seconds"),
+        )
+        what = f"{spec.kind} of {', '.join(spec.labs) or 'all labs'}, due {at:%Y-%m-%dT%H:%M:%SZ}"
+    except (TypeError, ValueError, AttributeError) as error:
+        log.error("%s: a message that is not ours is dropped: %s", task.name, error)
+        return
+    try:
+        state, run_id = context().ledger.open_due(spec, at)
+        if state == "running":
+            log.warning("%s: not started: run %s of the same has not ended", what, run_id)
+        elif state == "done":
+            log.info("%s: begun already", what)
+        else:
+            log.info("%s: run %s", what, run_id)
+            messages.send_plan(spec)
+    except TRANSIENT as error:
+        # Where its tries are used up, beat finds that the ledger does not know this tick, or the run owes its plan.
+        try_again(task, what, error)
 
 
 @app.task(bind=True, name="training_status.recompute")

@@ -23,6 +23,7 @@ VISIBILITY_TIMEOUT = TIME_LIMIT + 60
 #: Downstream first: what is nearest to its end is taken first, so that little is ever under way at once, the
 #: first tables are written early, and Redis stays small. 0 is the most urgent.
 STAGES = {
+    "training_status.start_run": 0,
     "training_status.finish_run": 0,
     "training_status.write_tables": 1,
     "training_status.compute_statuses": 2,

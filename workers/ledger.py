@@ -12,9 +12,11 @@ dies in between, `owed` tells what to send once more.
     training-status:run:<id>:steps       hash: subject and step -> how often it was begun and never left
     training-status:run:<id>:resent      hash: subject -> how often what it waits for was sent again
     training-status:run:<id>:work:<s>    hash: what a subject under way has produced so far
+    training-status:run:<id>:skipped     list: due times of the schedule that came while the run had not ended
     training-status:task:<id>            string: the run, and the subject, that a task under way is on
     training-status:runs                 sorted set: run ids by the time they began
     training-status:open                 set: runs that have not ended
+    training-status:begun                sorted set: what runs were asked to do, by the time up to which it is seen to
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import Any, Literal, cast
 
 import orjson
@@ -38,8 +42,40 @@ REMEMBERED = 7 * 24 * 3600
 _TASK_REMEMBERED = 3600
 #: Seconds that it waits at most before what was sent again is sent again.
 _LONGEST_WAIT = 600
+#: Seconds for which it remembers when something was last begun: more than lies between two due times of any job.
+_BEGUN_REMEMBERED = 400 * 24 * 3600
+#: Due times that a run keeps at most, of those that came while it had not ended.
+_SKIPPED_KEPT = 100
 
 Stage = Literal["waiting", "summarising", "computing", "writing"]
+
+# A run is entered once. One that the schedule asks for, only where nothing of the same was begun since it was due,
+# and nothing of the same is still open: the open run is the lock, so that none outlives its holder.
+_OPEN = """
+if redis.call('HEXISTS', KEYS[1], 'spec') == 1 then return 'done' end
+local begun = tonumber(redis.call('ZSCORE', KEYS[4], ARGV[3]) or 0)
+local now = tonumber(ARGV[4])
+if ARGV[5] ~= '' then
+  local due = tonumber(ARGV[5])
+  if begun >= due then return 'done' end
+  for _, run_id in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+    local other = ARGV[6] .. run_id
+    local found = redis.call('HMGET', other, 'same', 'record')
+    if found[1] == ARGV[3] and not found[2] then
+      redis.call('ZADD', KEYS[4], due, ARGV[3])
+      redis.call('RPUSH', other .. ':skipped', ARGV[5])
+      redis.call('LTRIM', other .. ':skipped', -ARGV[7], -1)
+      return 'running ' .. run_id
+    end
+  end
+  now = math.max(now, due)
+end
+redis.call('HSET', KEYS[1], 'spec', ARGV[2], 'same', ARGV[3], 'subjects', 0, 'ended', 0, 'touched', ARGV[4])
+redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1])
+redis.call('SADD', KEYS[3], ARGV[1])
+redis.call('ZADD', KEYS[4], math.max(now, begun), ARGV[3])
+return 'started'
+"""
 
 # A piece counts once, however often it is delivered; not at all once its subject has ended or has begun again.
 _DELIVER = """
@@ -130,6 +166,17 @@ class RunSpec:
     prune: bool = False  # keep nothing of sessions that are no longer on disk
     fingerprint: Fingerprint = "stat"  # what files are known by
 
+    @property
+    def same(self) -> str:
+        """A name that runs share which do the same: their kind, tree, store, labs and subjects."""
+        asked = [self.kind, self.root, self.store, *map(sorted, (self.labs, self.subjects, self.only))]
+        return blake2b(orjson.dumps(asked), digest_size=8).hexdigest()
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> RunSpec:
+        """Return the specification whose fields came as JSON; TypeError where they are not its fields."""
+        return cls(**{**raw, **{name: tuple(raw.get(name, ())) for name in ("labs", "subjects", "only")}})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
@@ -217,6 +264,7 @@ class Ledger:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis: Any = client
+        self._open = client.register_script(_OPEN)
         self._deliver = client.register_script(_DELIVER)
         self._end = client.register_script(_END)
         self._register = client.register_script(_REGISTER)
@@ -228,15 +276,46 @@ class Ledger:
     # ---- runs
 
     def open_run(self, spec: RunSpec) -> None:
-        """Enter a new run; entering it twice changes nothing."""
-        with self._redis.pipeline() as pipe:
-            pipe.hsetnx(_run(spec.run_id), "spec", orjson.dumps(asdict(spec)))
-            pipe.hsetnx(_run(spec.run_id), "subjects", 0)
-            pipe.hsetnx(_run(spec.run_id), "ended", 0)
-            pipe.hsetnx(_run(spec.run_id), "touched", time.time())
-            pipe.zadd(f"{_PREFIX}runs", {spec.run_id: time.time()}, nx=True)
-            pipe.sadd(f"{_PREFIX}open", spec.run_id)
-            pipe.execute()
+        """Enter a new run that a person asks for; entering it twice changes nothing."""
+        self._enter(spec, "")
+
+    def open_due(self, spec: RunSpec, due: datetime) -> tuple[Literal["started", "done", "running"], str]:
+        """Enter a run that the schedule asks for, unless what it is to do is seen to already; in one step.
+
+        Parameters
+        ----------
+        spec : RunSpec
+            The run.
+        due : datetime
+            When the schedule has it, with a time zone. A tick is `spec.same` and this time: it starts one run at
+            most, however often and however late it comes.
+
+        Returns
+        -------
+        state : {'started', 'done', 'running'}
+            Whether the run was entered; or a run of the same was begun since it was due; or one from before
+            has not ended, and this one is not to be.
+        run_id : str
+            The run that was entered or that has not ended; empty where it is done.
+        """
+        state, _, run_id = self._enter(spec, str(due.timestamp())).partition(" ")
+        return cast(Any, state), spec.run_id if state == "started" else run_id
+
+    def _enter(self, spec: RunSpec, due: str) -> str:
+        keys = [_run(spec.run_id), *(f"{_PREFIX}{name}" for name in ("runs", "open", "begun"))]
+        data = orjson.dumps(asdict(spec))
+        entered = self._open(keys=keys, args=[spec.run_id, data, spec.same, time.time(), due, _run(""), _SKIPPED_KEPT])
+        return cast(str, entered.decode())
+
+    def knows(self, spec: RunSpec, due: datetime) -> bool:
+        """Return whether what the schedule asked for at `due` was begun, or skipped, since."""
+        begun = self._redis.zscore(f"{_PREFIX}begun", spec.same)
+        return begun is not None and begun >= due.timestamp()
+
+    def skipped(self, run_id: str) -> list[str]:
+        """Return the due times (UTC, ISO 8601) at which the schedule did not start the same as this run again."""
+        due = map(float, self._redis.lrange(f"{_run(run_id)}:skipped", 0, -1))
+        return [datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds") for time in due]
 
     def spec(self, run_id: str) -> RunSpec:
         """Return what a run was asked to do.
@@ -249,8 +328,7 @@ class Ledger:
         data = self._redis.hget(_run(run_id), "spec")
         if data is None:
             raise PermanentError(f"no run {run_id!r} in the ledger")
-        raw = orjson.loads(data)
-        return RunSpec(**{**raw, **{name: tuple(raw[name]) for name in ("labs", "subjects", "only")}})
+        return RunSpec.parse(orjson.loads(data))
 
     def run_ids(self) -> list[str]:
         """Return the runs that the ledger remembers, the latest first."""
@@ -349,9 +427,10 @@ class Ledger:
                 pipe.expire(f"{_run(run_id)}:work:{name.decode()}", REMEMBERED)
             pipe.hsetnx(_run(run_id), "record", record)
             pipe.srem(f"{_PREFIX}open", run_id)
-            for part in ("", ":outcomes", ":left_out", ":subjects", ":owed", ":steps", ":resent"):
+            for part in ("", ":outcomes", ":left_out", ":subjects", ":owed", ":steps", ":resent", ":skipped"):
                 pipe.expire(_run(run_id) + part, REMEMBERED)
             pipe.zremrangebyscore(f"{_PREFIX}runs", 0, time.time() - REMEMBERED)
+            pipe.zremrangebyscore(f"{_PREFIX}begun", 0, time.time() - _BEGUN_REMEMBERED)
             pipe.execute()
 
     def record(self, run_id: str) -> dict[str, Any] | None:

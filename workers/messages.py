@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from workers.app import app, priority
@@ -12,30 +14,36 @@ from workers.ledger import Ledger, RunSpec, Subject
 
 def send_plan(spec: RunSpec, cursor: str = "") -> None:
     """Send the task that plans the next subjects of a run, those after `cursor` (lab/subject)."""
-    _send(spec, spec.kind, [cursor], f"{spec.run_id} after {cursor or 'the start'}")
+    _send(spec, spec.kind, [spec.run_id, cursor], f"{spec.run_id} after {cursor or 'the start'}")
+
+
+def send_start(spec: RunSpec, due: datetime) -> None:
+    """Send the task that starts a run which the schedule has at `due`; what it is to do is in `spec`, no run id."""
+    what = f"{spec.kind} of {', '.join(spec.labs) or 'all labs'}, due {due.astimezone(UTC):%Y-%m-%dT%H:%MZ}"
+    _send(spec, "start_run", [asdict(spec), due.astimezone(UTC).isoformat()], what)
 
 
 def send_look(spec: RunSpec, subject: Subject, attempt: int) -> None:
     """Send the task that looks at one subject again, after `attempt` looks."""
-    _send(spec, spec.kind, ["", str(subject), attempt], f"{subject} again, look {attempt + 1}")
+    _send(spec, spec.kind, [spec.run_id, "", str(subject), attempt], f"{subject} again, look {attempt + 1}")
 
 
 def send_summarise(spec: RunSpec, subject: Subject, attempt: int, piece: int, dates: Sequence[str]) -> None:
     """Send the task that summarises some days of a subject."""
     shown = f"{subject} {dates[0]}..{dates[-1]}"
-    _send(spec, "summarise_days", [str(subject), attempt, piece, list(dates)], shown)
+    _send(spec, "summarise_days", [spec.run_id, str(subject), attempt, piece, list(dates)], shown)
 
 
 def send_statuses(spec: RunSpec, subject: Subject) -> None:
     """Send the chain that computes a subject's statuses and writes its tables."""
-    statuses = _signature(spec, "compute_statuses", [str(subject)], str(subject))
-    write = _signature(spec, "write_tables", [str(subject)], str(subject))
+    statuses = _signature(spec, "compute_statuses", [spec.run_id, str(subject)], str(subject))
+    write = _signature(spec, "write_tables", [spec.run_id, str(subject)], str(subject))
     (statuses | write).apply_async(priority=statuses.options["priority"])
 
 
 def send_finish(spec: RunSpec) -> None:
     """Send the task that ends a run."""
-    _send(spec, "finish_run", [], spec.run_id)
+    _send(spec, "finish_run", [spec.run_id], spec.run_id)
 
 
 def send_owed(ledger: Ledger, spec: RunSpec, patience: float) -> int:
@@ -69,7 +77,7 @@ def send_owed(ledger: Ledger, spec: RunSpec, patience: float) -> int:
 def _signature(spec: RunSpec, task: str, args: list[Any], shown: str) -> Any:
     name = f"training_status.{task}"
     options = {"priority": priority(name, spec.kind), "argsrepr": shown, "kwargsrepr": ""}
-    return app.signature(name, args=[spec.run_id, *args], immutable=True, options=options)
+    return app.signature(name, args=args, immutable=True, options=options)
 
 
 def _send(spec: RunSpec, task: str, args: list[Any], shown: str) -> None:

@@ -25,11 +25,12 @@ from kombu.exceptions import OperationalError
 
 from core.discover import absent_subjects
 from core.errors import CorruptTable, PermanentError, StoreConflict, TransientError
+from core.freshness import LABS_KEY, Look, note_looks
 from core.join import join_days
 from core.records import DaySummary, LeftOut, days_from_json, days_to_json, statuses_from_json, statuses_to_json
 from core.schema import SCHEMA_VERSION, SOFTWARE_VERSION
 from core.status import compute_statuses as statuses_of
-from core.storage.base import update
+from core.storage.base import Store, update
 from core.summarise import summarise
 from core.synchronise import find_work, load_days, put_tables
 from core.tables import COHORT_KEY, build_tables, cohort_rows, cohort_subjects, merge_cohort, run_key, subject_keys
@@ -203,7 +204,7 @@ def write_tables(task: Any, spec: RunSpec, subject: Subject) -> None:
 
 @app.task(bind=True, name="training_status.finish_run")
 def finish_run(task: Any, run_id: str) -> None:
-    """Write the cohort table and the run's record; the run has ended with it."""
+    """Write the cohort table, the run's record and the time for each of its labs; the run has ended with it."""
     ledger = context().ledger
     if ledger.is_ended(run_id):
         return
@@ -234,12 +235,34 @@ def finish_run(task: Any, run_id: str) -> None:
         update(store, run_key(run_id), lambda stored: data if stored is None else None)
         # Where the answer to an earlier try got lost, its record is the one that is kept.
         kept = store.get(run_key(run_id))
-        ledger.close_run(run_id, kept.data if kept else data)
+        data = kept.data if kept else data
+        if not spec.subjects and not spec.only:
+            note_labs(store, orjson.loads(data), outcomes)
+        ledger.close_run(run_id, data)
     except (PermanentError, *PERMANENT_OS_ERRORS) as error:
         close_with_error(run_id, str(error))
     except TRANSIENT as error:
         try_again(task, run_id, error)
         close_with_error(run_id, f"{error} (after {retry.MAX_RETRIES + 1} tries)")
+
+
+def note_labs(store: Store, record: dict[str, Any], outcomes: dict[Subject, Outcome]) -> None:
+    """Note in the store which labs a run over whole labs has looked at; a run that changed no table too."""
+    failed: dict[str, list[bool]] = {}
+    for subject, outcome in outcomes.items():
+        failed.setdefault(subject.lab, []).append(outcome.state == "failed")
+    looks = {
+        lab: Look(
+            run_id=record["run_id"],
+            started=record["started"],
+            ended=record["ended"],
+            subjects=len(each),
+            failed=sum(each),
+        )
+        for lab, each in failed.items()
+        if not all(each)  # it could not be looked at
+    }
+    update(store, LABS_KEY, lambda stored: note_looks(stored, record["kind"], looks))
 
 
 def close_with_error(run_id: str, reason: str) -> None:

@@ -16,11 +16,13 @@ from core.errors import BrokerUnavailable, ConfigurationError, TrainingStatusErr
 from scheduler.cli.exits import Exit, Interrupted
 
 _COMMANDS = {
+    "beat": "scheduler.cli.beat:beat",
     "explain": "scheduler.cli.status:explain",
     "recompute": "scheduler.cli.run:recompute",
     "refresh": "scheduler.cli.run:refresh",
     "retry": "scheduler.cli.runs:retry",
     "runs": "scheduler.cli.runs:runs",
+    "schedule": "scheduler.cli.beat:schedule",
     "simulate": "scheduler.cli.simulate:simulate",
     "status": "scheduler.cli.status:status",
     "worker": "scheduler.cli.worker:worker",
@@ -44,7 +46,8 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 all done; 1 the run ended with failed subjects; 2 wrong use or configuration.",
+    epilog="Exit codes: 0 all done; 1 the run ended with failed subjects, or a lab is late (status --check); "
+    "2 wrong use or configuration.",
 )
 @click.version_option(package_name="training-status")
 def cli() -> None:

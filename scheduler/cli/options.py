@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from core.config import StoreSettings
+from core.errors import BrokerUnavailable, ConfigurationError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from scheduler.schedule import Schedule
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PREFIX = "TRAINING_STATUS_"
@@ -16,9 +21,22 @@ PREFIX = "TRAINING_STATUS_"
 
 def option(*names: str, **settings: Any) -> Callable[[Command], Command]:
     """Return a click option that can be set by TRAINING_STATUS_<its long name> too, and says so in the help."""
-    name = names[0].removeprefix("--").partition("/")[0]
     settings.setdefault("show_envvar", True)
-    return click.option(*names, envvar=PREFIX + name.replace("-", "_").upper(), **settings)
+    return click.option(*names, envvar=variable(names[0].partition("/")[0]), **settings)
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of the option with that long name."""
+    return PREFIX + name.removeprefix("--").replace("-", "_").upper()
+
+
+@contextmanager
+def blames(name: str) -> Iterator[None]:
+    """Name the option, and its environment variable, in what is wrong with its value."""
+    try:
+        yield
+    except (ConfigurationError, BrokerUnavailable, StoreUnavailable) as error:
+        raise type(error)(f"{name} ({variable(name)}): {error}") from None
 
 
 def store_options(command: Command) -> Command:
@@ -41,6 +59,31 @@ def filter_options(command: Command) -> Command:
     ):
         command = add(command)
     return command
+
+
+def schedule_options(command: Command) -> Command:
+    """Add the options that make the schedule."""
+    entries = "entries separated by ';', each a crontab (all labs) or LAB=crontab (that lab alone); or never"
+    for add in (
+        option("--timezone", default="UTC", show_default=True, help="Time zone that the crontabs are read in."),
+        option("--recompute-at", default="never", show_default=True, help=f"When to recompute: {entries}."),
+        option("--refresh-at", default="0 2 * * *", show_default=True, help=f"When to refresh: {entries}."),
+    ):
+        command = add(command)
+    return command
+
+
+def schedule_from(refresh_at: str, recompute_at: str, timezone: str) -> Schedule:
+    """Return the schedule that the options' values make; ConfigurationError names the one that is wrong."""
+    from scheduler.schedule import Schedule, parse_jobs, parse_zone
+
+    with blames("--timezone"):
+        zone = parse_zone(timezone)
+    with blames("--refresh-at"):
+        refresh = parse_jobs("refresh", refresh_at)
+    with blames("--recompute-at"):
+        recompute = parse_jobs("recompute", recompute_at)
+    return Schedule(jobs=(*refresh, *recompute), zone=zone)
 
 
 def json_option(command: Command) -> Command:

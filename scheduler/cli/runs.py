@@ -135,11 +135,14 @@ def _show(ledger: Any, spec: Any, as_json: bool) -> None:
         for s, outcome in outcomes.items()
     ]
     subjects.sort(key=lambda subject: (subject["lab"], subject["subject"]))
+    skipped = ledger.skipped(spec.run_id)
     if as_json:
-        told = {**asdict(spec), **asdict(progress), "by_subject": subjects}
+        told = {**asdict(spec), **asdict(progress), "skipped": skipped, "by_subject": subjects}
         click.echo(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())
         return
     click.echo(f"{spec.kind} {spec.run_id}, started {spec.started}: {progress.state}")
+    for due in skipped:
+        click.echo(f"due at {due} and not started: this run, of the same, had not ended")
     states = Counter((subject["lab"], subject["state"]) for subject in subjects)
     table(("lab", "state", "subjects"), [(lab, state, count) for (lab, state), count in sorted(states.items())])
     for subject in subjects:
