@@ -12,6 +12,7 @@ import psutil
 import pytest
 import redis
 
+from core.freshness import LABS_KEY
 from core.pipeline import recompute_subject
 from core.storage import Store, open_store
 from core.tables import COHORT_KEY, run_key, subject_keys
@@ -100,13 +101,15 @@ def test_a_run_through_s3(mice: Path, broker: str, expected: dict[str, bytes], t
 def assert_that_each_subject_cost_one_request(requests: list[tuple[str, str]], run_id: str) -> None:
     """Hold what a refresh of what has not changed asks of the store against the least that it can ask."""
     objects = Counter((method, path) for method, path in requests if path.startswith("/mice/ibl/resources/"))
-    record = f"/mice/ibl/{run_key(run_id)}"
+    record, labs = f"/mice/ibl/{run_key(run_id)}", f"/mice/ibl/{LABS_KEY}"
     looks = {("GET", f"/mice/ibl/{subject_keys(lab, subject).training}"): 1 for lab, subject in SUBJECTS}
     assert objects == {
         **looks,
         ("GET", f"/mice/ibl/{COHORT_KEY}"): 1,
         ("GET", record): 2,  # whether it is there already, and what was kept
         ("PUT", record): 1,
+        ("GET", labs): 1,  # when each lab was last looked at
+        ("PUT", labs): 1,
     }
     assert {method for method, path in requests if not path.startswith("/mice/ibl/resources/")} <= {"GET", "HEAD"}
 
