@@ -17,6 +17,7 @@ from scheduler.cli.exits import Exit, Interrupted
 
 _COMMANDS = {
     "explain": "scheduler.cli.status:explain",
+    "flower": "scheduler.cli.flower:flower",
     "recompute": "scheduler.cli.run:recompute",
     "refresh": "scheduler.cli.run:refresh",
     "retry": "scheduler.cli.runs:retry",
