@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import redis
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from core.errors import BrokerUnavailable, ConfigurationError
@@ -34,6 +35,8 @@ def connect(broker: str) -> redis.Redis:
         raise ConfigurationError("the broker's URL cannot be read: redis://[:password@]host:port/0 is wanted") from None
     if scheme not in _SCHEMES:
         raise ConfigurationError(f"the broker's URL begins with {scheme!r}: one of {', '.join(_SCHEMES)} is wanted")
+    if {"password", "username"} & parse_qs(parts.query).keys():  # Celery would not find them there
+        raise ConfigurationError("the broker's URL has its password after '?': redis://:password@host:port/0 is wanted")
     url = broker
     if scheme == "redis+socket":
         database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
@@ -70,9 +73,24 @@ def check(client: redis.Redis, broker: str) -> None:
         Where it does not, or refuses the password.
     """
     try:
+        _greet(client)
         client.ping()
     except redis.AuthenticationError:
         raise BrokerUnavailable(f"the broker {without_password(broker)} refuses its password") from None
     except (redis.RedisError, OSError) as error:
         reason = str(error).splitlines()[0][:120]
         raise BrokerUnavailable(f"the broker {without_password(broker)} does not answer: {reason}") from None
+
+
+def _greet(client: redis.Redis) -> None:
+    """See whether the password is right, at once: to redis-py a refusal is a lost connection, which it tries again."""
+    connection: Any = client.connection_pool.make_connection()
+    connection.retry = Retry(NoBackoff(), 0)
+    try:
+        connection.connect()
+    except redis.AuthenticationError:
+        raise
+    except (redis.RedisError, OSError):
+        return  # it may pass
+    finally:
+        connection.disconnect()

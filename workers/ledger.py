@@ -332,7 +332,11 @@ class Ledger:
 
     def run_ids(self) -> list[str]:
         """Return the runs that the ledger remembers, the latest first."""
-        return [name.decode() for name in self._redis.zrevrange(f"{_PREFIX}runs", 0, -1)]
+        names = [name.decode() for name in self._redis.zrevrange(f"{_PREFIX}runs", 0, -1)]
+        with self._redis.pipeline() as pipe:
+            for name in names:
+                pipe.hexists(_run(name), "spec")  # a run outlives its entry here, or the other way round
+            return [name for name, known in zip(names, pipe.execute(), strict=True) if known]
 
     def open_runs(self) -> list[str]:
         """Return the runs that have not ended."""

@@ -361,7 +361,7 @@ def test_a_broker_that_does_not_answer_is_told(mice: Path, tmp_path: Path, capsy
 
 
 # Slow, since redis-py tries again where no password was given: it takes that for a connection that broke.
-@pytest.mark.parametrize("password", [pytest.param("", marks=pytest.mark.slow), ":wrong@"])
+@pytest.mark.parametrize("password", ["", ":wrong@"])
 def test_a_password_that_is_missing_or_wrong_is_told(
     mice: Path, broker: str, tmp_path: Path, capsys: pytest.CaptureFixture, password: str
 ) -> None:

@@ -256,3 +256,9 @@ def test_folders_that_are_no_subjects_are_told_once(ledger: Ledger) -> None:
     ledger.leave_out(RUN, [odd])
     ledger.leave_out(RUN, [odd])
     assert ledger.left_out(RUN) == [odd]
+
+
+def test_a_run_that_is_forgotten_is_not_listed(ledger: Ledger, redis_client: redis.Redis) -> None:
+    assert ledger.run_ids() == [RUN]
+    redis_client.delete(f"training-status:run:{RUN}")
+    assert ledger.run_ids() == []

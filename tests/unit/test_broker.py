@@ -11,7 +11,15 @@ from workers.broker import check, connect, without_password
 
 
 @pytest.mark.parametrize(
-    "url", ["amqp://host", "redis://host:port/0", "localhost:6379", "http://user:hidden@host", "redis://[::1/0"]
+    "url",
+    [
+        "amqp://host",
+        "redis://host:port/0",
+        "localhost:6379",
+        "http://user:hidden@host",
+        "redis://[::1/0",
+        "redis://host/0?password=hidden",
+    ],
 )
 def test_a_url_that_is_no_redis_is_refused_in_one_line_without_its_password(url: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
