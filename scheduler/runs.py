@@ -5,9 +5,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+import redis
+from kombu.exceptions import OperationalError
 
 from workers import messages
 from workers.ledger import Ledger, Progress, RunSpec
@@ -71,6 +75,8 @@ def watch(
         if record := ledger.record(spec.run_id):
             return record
         if time.monotonic() - reconciled > _RECONCILE_EVERY:
-            messages.send_owed(ledger, spec, PATIENCE)
+            # A Redis that is out of memory still answers what is read; one that is away is met at the next look.
+            with suppress(redis.RedisError, OperationalError):
+                messages.send_owed(ledger, spec, PATIENCE)
             reconciled = time.monotonic()
         time.sleep(_LOOK_EVERY)

@@ -19,6 +19,7 @@ import pytest
 from core import schema
 from core.storage import Store, open_store
 from core.tables import COHORT_KEY, subject_keys
+from scheduler import runs
 from tests.faults.proxy import S3Proxy, Wrong, s3_proxy
 from tests.faults.services import (
     Arena,
@@ -32,6 +33,8 @@ from tests.faults.services import (
 )
 from tests.processes import training_status
 from tests.servers import LIMITED
+from workers.app import configure
+from workers.ledger import Progress
 
 ArenaFor = Callable[..., Arena]
 
@@ -261,6 +264,28 @@ def test_a_redis_that_is_out_of_memory_changes_nothing(herd: Herd, arena: Arena,
     record = arena.finish(running)
     assert running.code == 0, running.told
     assert_as_undisturbed(herd, open_store(str(folder)), record, arena)
+
+
+def test_who_watches_outlives_a_redis_that_is_out_of_memory(
+    pair: Herd, arena: Arena, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Watching writes too: what a run owes is noted as sent again."""
+    monkeypatch.setattr(runs, "_RECONCILE_EVERY", 0.0)
+    monkeypatch.setattr(runs, "PATIENCE", -1.0)
+    configure(arena.redis.url)
+    spec = runs.new_run("recompute", root=str(pair.root), store=str(folder))
+    arena.ledger.open_run(spec)
+    arena.client.config_set("maxmemory", "1mb")
+    seen = []
+
+    def look(progress: Progress) -> None:
+        seen.append(refused_for_memory(arena))
+        if seen[-1] >= 3:
+            arena.client.config_set("maxmemory", "0")
+            arena.ledger.close_run(spec.run_id, b'{"ended": "by the test"}')
+
+    assert runs.watch(arena.ledger, spec, on_progress=look) == {"ended": "by the test"}
+    assert len(seen) >= 3
 
 
 def refused_for_memory(arena: Arena) -> int:

@@ -160,7 +160,7 @@ def test_a_retry_is_of_the_kind_of_its_run(broker: str, redis_client: redis.Redi
     spec = runs.new_run("refresh", root=str(tmp_path), store=str(tmp_path), prune=True, fingerprint="content")
     ledger.open_run(spec)
     assert ledger.spec(spec.run_id) == spec
-    ledger.close_run(spec.run_id, json.dumps({"failed": [{"lab": LAB, "subject": "M1"}]}).encode())
+    ledger.close_run(spec.run_id, json.dumps({"error": None, "failed": [{"lab": LAB, "subject": "M1"}]}).encode())
     done = training_status("retry", spec.run_id, "--broker", broker, "--no-wait", "--json")
     assert done.returncode == 0, done.stderr
     again = ledger.spec(json.loads(done.stdout)["run_id"])

@@ -157,7 +157,7 @@ def test_ticks_through_a_worker(mice: Path, broker: str, ledger: Ledger, tmp_pat
         for _ in range(3):
             messages.send_start(spec, now)
         messages.send_start(spec, now - DAY)
-        wait_for(lambda: log.read_text().count("begun already") == 6, "all ticks to be taken")
+        wait_for(lambda: log.read_text().count("Z: begun already") == 6, "all ticks to be taken")
         shown = training_status("runs", held.run_id, "--broker", broker)
         as_json = training_status("runs", held.run_id, "--broker", broker, "--json")
         messages.send_plan(held)
