@@ -21,10 +21,13 @@ from workers.app import app
 from workers.context import context
 from workers.ledger import Outcome, RunSpec, Subject, Work
 from workers.tasks import (
+    NOTHING_LEFT,
     PERMANENT_OS_ERRORS,
     TRANSIENT,
+    Failed,
     close_with_error,
     end_subject,
+    standing,
     subject_task,
     try_again,
 )
@@ -66,35 +69,40 @@ def start_run(task: Any, asked: dict[str, Any], due: str) -> None:
         try_again(task, what, error)
 
 
-@app.task(bind=True, name="training_status.recompute")
-def recompute(task: Any, run_id: str, cursor: str, again: str | None = None, attempt: int = 0) -> None:
+@app.task(bind=True, name="training_status.recompute", throws=(Failed,))
+def recompute(task: Any, run_id: str, cursor: str, again: str | None = None, attempt: int = 0) -> str:
     """Plan the next subjects of a recompute, or look at one of them again."""
-    _plan(task, run_id, cursor, again, attempt)
+    return _plan(task, run_id, cursor, again, attempt)
 
 
-@app.task(bind=True, name="training_status.refresh")
-def refresh(task: Any, run_id: str, cursor: str, again: str | None = None, attempt: int = 0) -> None:
+@app.task(bind=True, name="training_status.refresh", throws=(Failed,))
+def refresh(task: Any, run_id: str, cursor: str, again: str | None = None, attempt: int = 0) -> str:
     """Plan the next subjects of a refresh, or look at one of them again."""
-    _plan(task, run_id, cursor, again, attempt)
+    return _plan(task, run_id, cursor, again, attempt)
 
 
-def _plan(task: Any, run_id: str, cursor: str, again: str | None, attempt: int) -> None:
+def _plan(task: Any, run_id: str, cursor: str, again: str | None, attempt: int) -> str:
     ledger = context().ledger
     if ledger.is_ended(run_id):
-        return
+        return NOTHING_LEFT
     try:
         spec = ledger.spec(run_id)
         subjects = [Subject.parse(again)] if again else _register_next(spec, cursor)
     except (PermanentError, *PERMANENT_OS_ERRORS) as error:
-        close_with_error(run_id, str(error))
-        return
+        raise close_with_error(run_id, str(error)) from None
     except TRANSIENT as error:
         try_again(task, run_id, error)
-        close_with_error(run_id, f"{error} (after {retry.MAX_RETRIES + 1} tries)")
-        return
+        raise close_with_error(run_id, f"{error} (after {retry.MAX_RETRIES + 1} tries)") from None
+    failed: list[str] = []
     for subject in subjects:
         if ledger.stage(run_id, subject) == "waiting":
-            begin_subject(task, run_id, str(subject), attempt)
+            try:
+                begin_subject(task, run_id, str(subject), attempt)
+            except Failed as error:  # the others go on
+                failed.append(f"{subject}: {error}")
+    if failed:
+        raise Failed("; ".join(failed))
+    return f"{len(subjects)} subjects looked at; {standing(run_id)}"
 
 
 def _register_next(spec: RunSpec, cursor: str) -> list[Subject]:
@@ -121,7 +129,7 @@ def _register_next(spec: RunSpec, cursor: str) -> list[Subject]:
 
 
 @subject_task
-def begin_subject(task: Any, spec: RunSpec, subject: Subject, attempt: int) -> None:
+def begin_subject(task: Any, spec: RunSpec, subject: Subject, attempt: int) -> str:
     """Look at a subject: end it where nothing has changed, else send its days to be summarised."""
     ledger, store = context().ledger, context().store(spec.store)
     keys = subject_keys(subject.lab, subject.subject)
@@ -136,15 +144,14 @@ def begin_subject(task: Any, spec: RunSpec, subject: Subject, attempt: int) -> N
     )
     if seen.unchanged:
         rows = cohort_rows(subject.lab, subject.subject, seen.table, keys.training) if seen.table else ()
-        end_subject(spec.run_id, subject, Outcome(state="unchanged", left_out=seen.left_out, cohort=tuple(rows)))
-        return
+        return end_subject(spec.run_id, subject, Outcome(state="unchanged", left_out=seen.left_out, cohort=tuple(rows)))
     if not seen.dates and not seen.kept:
         left_out = seen.left_out or (LeftOut(session=str(subject), reason="no session folder found"),)
-        end_subject(spec.run_id, subject, Outcome(state="done", left_out=left_out))
-        return
+        return end_subject(spec.run_id, subject, Outcome(state="done", left_out=left_out))
     work = Work(pieces=cut(seen.dates), base=seen.base, left_out=seen.left_out, attempt=attempt)
     ledger.begin(spec.run_id, subject, work, days_to_json(seen.kept))
     for piece, dates in enumerate(work.pieces):
         messages.send_summarise(spec.run_id, subject, attempt, piece, dates)
     if not work.pieces:
         messages.send_statuses(spec.run_id, subject)
+    return "begun"

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import pytest
 
@@ -25,6 +25,8 @@ SECRET_KEY = "test"
 REGION = "us-east-1"
 LIMITED = {"worker": ["Read", "Write", "List"], "reader": ["Read", "List"]}
 """Access keys of SeaweedFS, each its own secret key, and what they may do there."""
+
+Service = TypeVar("Service")
 
 _STARTS = 3  # a free port may be taken before the server binds it
 _READY_WITHIN = 60.0  # seconds, on a machine that is busy with other tests
@@ -35,16 +37,16 @@ class ServerMissing(Exception):
 
 
 @contextmanager
-def required(server: AbstractContextManager[str]) -> Iterator[str]:
-    """Run a server; where it is not installed, skip the test, but fail it where tests must not vanish."""
+def required(server: AbstractContextManager[Service]) -> Iterator[Service]:
+    """Run a server, or a browser; where it is not installed, skip the test, but fail it where tests must not vanish."""
     with ExitStack() as stack:
         try:
-            endpoint = stack.enter_context(server)
+            service = stack.enter_context(server)
         except ServerMissing as missing:
             if os.environ.get("CI"):
                 raise
             pytest.skip(str(missing))
-        yield endpoint
+        yield service
 
 
 def aws_environment(directory: Path) -> dict[str, str | None]:

@@ -3,6 +3,9 @@
     summarise_days (one or more, in parallel) -> compute_statuses -> write_tables -> finish_run (after the last)
 
 Every task can be delivered twice, or after its run has ended: it finds in the ledger that nothing is left to do.
+
+A task returns one line for people who watch in Flower. One that ends its subject, or its run, as failed raises `Failed`
+once the ledger has it: its message is acknowledged as any other's, and Flower shows it in red, with the reason.
 """
 
 from __future__ import annotations
@@ -44,12 +47,17 @@ log = logging.getLogger(__name__)
 MAX_LOOKS = 10
 #: Times that a step of a subject may end with its process: that often, it is not the machine but the subject.
 MAX_DEATHS = 5
-
+#: What a task returns that came twice, or late.
+NOTHING_LEFT = "nothing left to do"
 
 #: What the disk says that another try will hear again.
 PERMANENT_OS_ERRORS = (PermissionError, FileNotFoundError, NotADirectoryError)
 #: What may pass: our own errors of that type, Redis out of reach, a message that could not be sent, a disk's hiccup.
 TRANSIENT = (TransientError, redis.RedisError, OperationalError, OSError)
+
+
+class Failed(PermanentError):
+    """A subject or a run has ended as failed, which is in the ledger; raised for people who watch."""
 
 
 def try_again(task: Any, what: str, error: Exception) -> None:
@@ -58,79 +66,99 @@ def try_again(task: Any, what: str, error: Exception) -> None:
         return
     log.warning("%s %s: %s: another try follows", task.name, what, error)
     countdown = retry.delay(task.request.retries + 1, random.random())
-    raise task.retry(exc=error, countdown=countdown, max_retries=retry.MAX_RETRIES) from error
+    shown = {"argsrepr": task.request.argsrepr, "kwargsrepr": task.request.kwargsrepr}  # Celery would not keep them
+    raise task.retry(exc=error, countdown=countdown, max_retries=retry.MAX_RETRIES, **shown) from error
 
 
-def subject_task(function: Callable[..., None]) -> Callable[..., None]:
+def subject_task(function: Callable[..., str]) -> Callable[..., str]:
     """Make the task of a subject: faults that may pass are tried again, all others end the subject as failed.
 
     Parameters
     ----------
     function : callable
-        Takes the bound task, the run's specification, the subject, and what else its message holds.
+        Takes the bound task, the run's specification, the subject, and what else its message holds; returns a line
+        for people.
     """
 
     signature = inspect.signature(function)
 
     @wraps(function)
-    def run(task: Any, run_id: str, name: str, *args: Any) -> None:
+    def run(task: Any, run_id: str, name: str, *args: Any) -> str:
         try:
             signature.bind(task, None, name, *args)
         except TypeError as error:
             log.error("%s: a message that is not ours is dropped: %s", task.name, error)
-            return
+            return "dropped: not a message of ours"
         subject = Subject.parse(name)
         ledger = context().ledger
         step = f"{task.name} {args[1] if len(args) > 1 else ''}"
         try:
             if ledger.stage(run_id, subject) is None:
                 log.info("%s %s: nothing left to do in run %s", task.name, subject, run_id)
-                return
+                return NOTHING_LEFT
             if ledger.entered(run_id, subject, step) > MAX_DEATHS:
-                fail(run_id, subject, f"{task.name}: its process died or was killed {MAX_DEATHS} times on it")
-                return
-            try:
-                function(task, ledger.spec(run_id), subject, *args)
-            finally:
-                ledger.left(run_id, subject, step)
+                reason = f"{task.name}: its process died or was killed {MAX_DEATHS} times on it"
+            else:
+                try:
+                    return function(task, ledger.spec(run_id), subject, *args)
+                finally:
+                    ledger.left(run_id, subject, step)
         except (PermanentError, *PERMANENT_OS_ERRORS) as error:
-            fail(run_id, subject, str(error))
+            reason = str(error)
         except TRANSIENT as error:
             try_again(task, str(subject), error)
-            fail(run_id, subject, f"{error} (after {retry.MAX_RETRIES + 1} tries)")
+            reason = f"{error} (after {retry.MAX_RETRIES + 1} tries)"
         except SoftTimeLimitExceeded:
-            fail(run_id, subject, f"{task.name} took longer than its time limit")
+            reason = f"{task.name} took longer than its time limit"
         except Exception as error:
             # A fault of ours: the subject is failed with its reason, the other subjects go on.
             log.exception("%s %s", task.name, subject)
-            fail(run_id, subject, f"{task.name}: {type(error).__name__}: {error}")
+            reason = f"{task.name}: {type(error).__name__}: {error}"
+        raise fail(run_id, subject, reason)
 
     return run
 
 
-def fail(run_id: str, subject: Subject, reason: str) -> None:
-    """End a subject as failed."""
+def fail(run_id: str, subject: Subject, reason: str) -> Failed:
+    """End a subject as failed; return what its task raises to say so."""
     log.error("%s failed: %s", subject, reason)
-    end_subject(run_id, subject, Outcome(state="failed", reason=reason.splitlines()[0] if reason else "unknown"))
+    outcome = Outcome(state="failed", reason=reason.splitlines()[0] if reason else "unknown")
+    end_subject(run_id, subject, outcome)
+    return Failed(outcome.reason)
 
 
-def end_subject(run_id: str, subject: Subject, outcome: Outcome) -> None:
-    """Enter a subject's outcome; the last one's end is followed by the run's."""
+def end_subject(run_id: str, subject: Subject, outcome: Outcome) -> str:
+    """Enter a subject's outcome; the last one's end is followed by the run's. Return a line for people."""
     if context().ledger.end(run_id, subject, outcome):
         messages.send_finish(run_id)
+    told = outcome.state if outcome.state == "unchanged" else _sessions(outcome.sessions, len(outcome.left_out))
+    return f"{told}; {standing(run_id)}"
 
 
-@app.task(bind=True, name="training_status.summarise_days")
+def standing(run_id: str) -> str:
+    """Return in a few words where a run stands: subjects ended, of those found."""
+    progress = context().ledger.progress(run_id)
+    more = "+" if progress.state == "planning" else ""
+    failed = f", {progress.failed} failed" if progress.failed else ""
+    return f"run {progress.ended} of {progress.subjects}{more}{failed}"
+
+
+def _sessions(done: int, left_out: int) -> str:
+    return f"{done} sessions" + (f", {left_out} left out" if left_out else "")
+
+
+@app.task(bind=True, name="training_status.summarise_days", throws=(Failed,))
 @subject_task
-def summarise_days(task: Any, spec: RunSpec, subject: Subject, attempt: int, piece: int, dates: list[str]) -> None:
+def summarise_days(task: Any, spec: RunSpec, subject: Subject, attempt: int, piece: int, dates: list[str]) -> str:
     """Load and summarise some days of a subject; the last piece to come in sends the subject on."""
     ledger = context().ledger
     work = ledger.work(spec.run_id, subject)
     if work is None or work.attempt != attempt or dict(enumerate(work.pieces)).get(piece) != tuple(dates):
         log.info("%s: piece %s is not of the latest look", subject, piece)
-        return
+        return NOTHING_LEFT
     sessions, _ = find_sessions(Path(spec.root), subject.lab, subject.subject, dates)
     days = summarise(load_days(sessions))
+    count = sum(len(paths) for paths in sessions.values())
     complete = ledger.deliver(
         spec.run_id,
         subject,
@@ -138,31 +166,35 @@ def summarise_days(task: Any, spec: RunSpec, subject: Subject, attempt: int, pie
         piece=piece,
         dates=dates,
         days=days_to_json(days),
-        sessions=sum(len(paths) for paths in sessions.values()),
+        sessions=count,
     )
     if complete:
         ledger.set_stage(spec.run_id, subject, "computing")
         messages.send_statuses(spec.run_id, subject)
+    return _sessions(count, sum(len(day.left_out) for day in days))
 
 
-@app.task(bind=True, name="training_status.compute_statuses")
+@app.task(bind=True, name="training_status.compute_statuses", throws=(Failed,))
 @subject_task
-def compute_statuses(task: Any, spec: RunSpec, subject: Subject) -> None:
+def compute_statuses(task: Any, spec: RunSpec, subject: Subject) -> str:
     """Compute a subject's statuses over all of its days, in date order."""
     ledger = context().ledger
     produced = ledger.produced(spec.run_id, subject)
-    if produced is not None:
-        ledger.set_statuses(spec.run_id, subject, produced.look, orjson.dumps(statuses_of(_days(produced))))
+    if produced is None:
+        return NOTHING_LEFT
+    statuses = statuses_of(_days(produced))
+    ledger.set_statuses(spec.run_id, subject, produced.look, orjson.dumps(statuses))
+    return f"{len(statuses)} days, {statuses[-1].status}" if statuses else "no day has a status"
 
 
-@app.task(bind=True, name="training_status.write_tables")
+@app.task(bind=True, name="training_status.write_tables", throws=(Failed,))
 @subject_task
-def write_tables(task: Any, spec: RunSpec, subject: Subject) -> None:
+def write_tables(task: Any, spec: RunSpec, subject: Subject) -> str:
     """Build a subject's tables, put them into the store, and end the subject."""
     ledger = context().ledger
     produced = ledger.produced(spec.run_id, subject)
     if produced is None or produced.statuses is None:
-        return
+        return NOTHING_LEFT
     days, work = _days(produced), produced.work
     dates = {date for piece in work.pieces for date in piece}
     left_out = (*work.left_out, *(left for day in days if day.date in dates for left in day.left_out))
@@ -170,8 +202,7 @@ def write_tables(task: Any, spec: RunSpec, subject: Subject) -> None:
     statuses = _statuses(produced.statuses)
     if not statuses:
         # Nothing that was good is overwritten by nothing.
-        end_subject(spec.run_id, subject, Outcome(state="done", sessions=done, left_out=left_out))
-        return
+        return end_subject(spec.run_id, subject, Outcome(state="done", sessions=done, left_out=left_out))
     tables = build_tables(subject.lab, subject.subject, days, statuses)
     keys = subject_keys(subject.lab, subject.subject)
     try:
@@ -182,21 +213,21 @@ def write_tables(task: Any, spec: RunSpec, subject: Subject) -> None:
         log.warning("%s: somebody else wrote first, looking again", subject)
         ledger.set_stage(spec.run_id, subject, "waiting")
         messages.send_look(spec, subject, work.attempt + 1)
-        return
+        return "somebody else wrote first: looked at again"
     outcome = Outcome(state="done", sessions=done, left_out=left_out, cohort=tables.cohort)
-    end_subject(spec.run_id, subject, outcome)
+    return end_subject(spec.run_id, subject, outcome)
 
 
-@app.task(bind=True, name="training_status.finish_run")
-def finish_run(task: Any, run_id: str) -> None:
+@app.task(bind=True, name="training_status.finish_run", throws=(Failed,))
+def finish_run(task: Any, run_id: str) -> str:
     """Write the cohort table, the run's record and the time for each of its labs; the run has ended with it."""
     ledger = context().ledger
     if ledger.is_ended(run_id):
-        return
+        return NOTHING_LEFT
     try:
         if not ledger.is_complete(run_id):
             log.warning("run %s: not all of its subjects have ended", run_id)
-            return
+            return f"not yet; {standing(run_id)}"
         spec = ledger.spec(run_id)
         outcomes = ledger.outcomes(run_id)
         store = context().store(spec.store)
@@ -210,7 +241,8 @@ def finish_run(task: Any, run_id: str) -> None:
                 return merge_cohort(merge_cohort(None, _stored_cohort(spec)), rows)
 
         update(store, COHORT_KEY, merged)
-        data = orjson.dumps(_record(spec, outcomes), option=orjson.OPT_INDENT_2)
+        record = _record(spec, outcomes)
+        data = orjson.dumps(record, option=orjson.OPT_INDENT_2)
         update(store, run_key(run_id), lambda stored: data if stored is None else None)
         # Where the answer to an earlier try got lost, its record is the one that is kept.
         kept = store.get(run_key(run_id))
@@ -218,11 +250,13 @@ def finish_run(task: Any, run_id: str) -> None:
         if not spec.subjects and not spec.only:
             note_labs(store, orjson.loads(data), outcomes)
         ledger.close_run(run_id, data)
+        return _told(record["counts"])
     except (PermanentError, *PERMANENT_OS_ERRORS) as error:
-        close_with_error(run_id, str(error))
+        reason = str(error)
     except TRANSIENT as error:
         try_again(task, run_id, error)
-        close_with_error(run_id, f"{error} (after {retry.MAX_RETRIES + 1} tries)")
+        reason = f"{error} (after {retry.MAX_RETRIES + 1} tries)"
+    raise close_with_error(run_id, reason)
 
 
 def note_labs(store: Store, record: dict[str, Any], outcomes: dict[Subject, Outcome]) -> None:
@@ -244,11 +278,22 @@ def note_labs(store: Store, record: dict[str, Any], outcomes: dict[Subject, Outc
     update(store, LABS_KEY, lambda stored: note_looks(stored, record["kind"], looks))
 
 
-def close_with_error(run_id: str, reason: str) -> None:
-    """End a run that cannot go on as a whole; its record, with the reason, is in the ledger alone."""
+def close_with_error(run_id: str, reason: str) -> Failed:
+    """End a run that cannot go on as a whole; its record, with the reason, is in the ledger alone.
+
+    Return what its task raises to say so.
+    """
     log.error("run %s: %s", run_id, reason)
     ledger = context().ledger
     ledger.close_run(run_id, orjson.dumps(_record(ledger.spec(run_id), ledger.outcomes(run_id), error=reason)))
+    return Failed(f"run {run_id}: {reason}")
+
+
+def _told(counts: dict[str, int]) -> str:
+    """Return a run's counts as a line for people: what is zero is not told."""
+    ended = ", ".join(f"{counts[state]} {state}" for state in ("done", "unchanged", "failed") if counts[state])
+    subjects = f"{counts['subjects']} subjects" + (f": {ended}" if ended else "")
+    return f"{subjects}; {_sessions(counts['sessions'], counts['left_out'])}"
 
 
 def _days(produced: Produced) -> list[DaySummary]:

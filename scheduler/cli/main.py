@@ -18,6 +18,7 @@ from scheduler.cli.exits import Exit, Interrupted
 _COMMANDS = {
     "beat": "scheduler.cli.beat:beat",
     "explain": "scheduler.cli.status:explain",
+    "flower": "scheduler.cli.flower:flower",
     "recompute": "scheduler.cli.run:recompute",
     "refresh": "scheduler.cli.run:refresh",
     "retry": "scheduler.cli.runs:retry",

@@ -13,6 +13,7 @@ from scheduler.cli.options import default_workers, option, store_settings
 @click.command()
 @option("--broker", required=True, help="URL of the Redis that carries the messages.")
 @option("--concurrency", type=click.IntRange(min=1), help="Processes in the pool; one a processor where not given.")
+@option("--worker-name", help="Name in Flower and in logs, such as worker@lab-server; celery@HOST where not given.")
 @option(
     "--patience",
     default=60.0,
@@ -40,6 +41,7 @@ from scheduler.cli.options import default_workers, option, store_settings
 def worker(
     broker: str,
     concurrency: int | None,
+    worker_name: str | None,
     patience: float,
     time_limit: float,
     s3_endpoint: str | None,
@@ -73,6 +75,7 @@ def worker(
             "worker",
             f"--concurrency={concurrency or default_workers()}",
             f"--loglevel={log_level}",
+            *([f"--hostname={worker_name}"] if worker_name else []),
             # Neither is used here, and the first holds up the start by a second.
             "--without-mingle",
             "--without-gossip",
