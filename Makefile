@@ -77,6 +77,7 @@ test: lint browser $(PEER)/.dev
 
 faults: $(VENV)/.dev
 	$(BIN)/pytest -n 2 tests/faults
+	$(BIN)/pytest -n 2 --dist loadfile -m slow tests/deploy
 
 parity: $(PEER)/.dev
 	$(PEER)/bin/python -m bench.parity --mice 100 --days 14 --seeds 3 --processes 2
