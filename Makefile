@@ -77,6 +77,7 @@ test: lint browser $(PEER)/.dev
 
 faults: $(VENV)/.dev
 	$(BIN)/pytest -n 2 tests/faults
+	$(BIN)/pytest -n 2 --dist loadfile -m slow tests/deploy
 
 endurance: $(VENV)/.dev
 	$(BIN)/python -m bench.endurance --subjects 600 --days 100

@@ -37,7 +37,7 @@ from core.storage.base import Store, update
 from core.summarise import summarise
 from core.synchronise import find_work, load_days, put_tables
 from core.tables import COHORT_KEY, build_tables, cohort_rows, cohort_subjects, merge_cohort, run_key, subject_keys
-from workers import messages, retry
+from workers import logs, messages, retry
 from workers.app import app
 from workers.context import context
 from workers.ledger import Outcome, Produced, RunSpec, Subject
@@ -120,7 +120,7 @@ def subject_task(function: Callable[..., str]) -> Callable[..., str]:
             reason = f"{task.name}: {type(error).__name__}: {error}"
         raise fail(run_id, subject, reason)
 
-    return run
+    return logs.of_subject(run)
 
 
 def fail(run_id: str, subject: Subject, reason: str) -> Failed:

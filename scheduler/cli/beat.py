@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 import orjson
 
 from core.errors import ConfigurationError
+from scheduler.cli.logs import log_options
 from scheduler.cli.options import (
     blames,
     json_option,
@@ -24,6 +24,7 @@ from scheduler.cli.options import (
 
 if TYPE_CHECKING:
     from scheduler.schedule import Schedule
+    from workers.logs import Format
 
 #: Times that are shown of each job.
 _SHOWN = 3
@@ -47,13 +48,7 @@ _SHOWN = 3
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds without news after which what a run owes is sent again.",
 )
-@option(
-    "--log-level",
-    default="INFO",
-    show_default=True,
-    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]),
-    help="What to log.",
-)
+@log_options
 def beat(
     broker: str,
     root: str,
@@ -66,6 +61,7 @@ def beat(
     timezone: str,
     state: Path | None,
     patience: float,
+    log_format: Format,
     log_level: str,
 ) -> None:
     """Start runs when they are due, on the workers of a broker, until told to stop.
@@ -84,6 +80,7 @@ def beat(
 
     from core.discover import check_root
     from scheduler import beat as beating
+    from workers import logs
     from workers.app import configure
     from workers.broker import check, connect
     from workers.context import open_as
@@ -91,7 +88,7 @@ def beat(
 
     with blames("--root"):
         tree = check_root(Path(root).absolute())
-    _check_labs(schedule, tree)
+    check_labs(schedule, tree)
     with blames("--store"):
         if "://" not in store:
             store = str(Path(store).absolute())
@@ -99,7 +96,7 @@ def beat(
     with blames("--broker"):
         client = connect(broker)
         check(client, broker)
-    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure("beat", log_format, log_level)
     app = configure(broker)
     app.conf.update(timezone=timezone)
     with blames("--state"):
@@ -130,7 +127,7 @@ def schedule(refresh_at: str, recompute_at: str, timezone: str, root: str | None
 
         with blames("--root"):
             tree = check_root(Path(root).absolute())
-        _check_labs(made, tree)
+        check_labs(made, tree)
     now = datetime.now(UTC)
     jobs = [(job, made.next_times(job, now, _SHOWN)) for job in made.jobs]
     if as_json:
@@ -150,7 +147,7 @@ def schedule(refresh_at: str, recompute_at: str, timezone: str, root: str | None
     )
 
 
-def _check_labs(schedule: Schedule, tree: Path) -> None:
+def check_labs(schedule: Schedule, tree: Path) -> None:
     """Look for the labs of a schedule in the tree, so that one that is misspelt is told now and not at night."""
     from core.discover import find_labs
 

@@ -6,11 +6,16 @@ import logging
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from core.errors import ConfigurationError
+from scheduler.cli.logs import log_options
 from scheduler.cli.options import PREFIX, option
+
+if TYPE_CHECKING:
+    from workers.logs import Format
 
 
 @click.command()
@@ -28,6 +33,7 @@ from scheduler.cli.options import PREFIX, option
     show_default="training-status/flower in the user's state folder",
     help="File that keeps what was seen, over restarts.",
 )
+@log_options
 def flower(
     broker: str,
     flower_address: str,
@@ -36,23 +42,26 @@ def flower(
     flower_password: str | None,
     flower_no_password: bool,
     flower_state: Path | None,
+    log_format: Format,
+    log_level: str,
 ) -> None:
     """Show workers, tasks and runs in a browser, read-only, and metrics at /metrics, until told to stop.
 
     \b
     TRAINING_STATUS_FLOWER_PASSWORD=... training-status flower --broker redis://localhost:6379/0
     """
-    _check_login(flower_user, flower_password, flower_no_password)
+    check_login(flower_user, flower_password, flower_no_password)
     state = _checked_state(flower_state or _state_folder() / "training-status" / "flower")
 
     from scheduler.dashboard import FlowerSettings, serve
     from workers import broker as redis_broker
+    from workers import logs
     from workers.app import configure
 
     client = redis_broker.connect(broker)
     redis_broker.check(client, broker)
     client.close()
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
+    logs.configure("flower", log_format, log_level)
     logging.getLogger("tornado.access").setLevel(logging.ERROR)  # each page asks again every second
     wanted = FlowerSettings(
         address=flower_address,
@@ -64,7 +73,7 @@ def flower(
     serve(configure(broker), broker, wanted)
 
 
-def _check_login(user: str, password: str | None, no_password: bool) -> None:
+def check_login(user: str, password: str | None, no_password: bool) -> None:
     """Refuse what nobody could log in with, and an open door that nobody asked for."""
     if no_password and password:
         raise ConfigurationError("--flower-password and --flower-no-password contradict each other: leave one out")

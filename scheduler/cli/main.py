@@ -26,6 +26,7 @@ _COMMANDS = {
     "schedule": "scheduler.cli.beat:schedule",
     "simulate": "scheduler.cli.simulate:simulate",
     "status": "scheduler.cli.status:status",
+    "up": "scheduler.cli.up:up",
     "worker": "scheduler.cli.worker:worker",
 }
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from core.config import WorkerSettings
-from scheduler.cli.options import default_workers, option, store_settings
+from core.errors import ConfigurationError
+from scheduler.cli.logs import log_options
+from scheduler.cli.options import blames, default_workers, option, store_settings
+
+if TYPE_CHECKING:
+    from workers.logs import Format
 
 
 @click.command()
@@ -31,13 +37,8 @@ from scheduler.cli.options import default_workers, option, store_settings
 @option("--s3-endpoint", help="URL of an S3-compatible server; AWS where not given.")
 @option("--s3-profile", help="Profile of the AWS configuration that has the credentials.")
 @option("--s3-region", help="Region of the S3 server.")
-@option(
-    "--log-level",
-    default="INFO",
-    show_default=True,
-    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]),
-    help="What to log.",
-)
+@option("--alive-file", help="A file that is touched every few seconds while the broker hears this worker.")
+@log_options
 def worker(
     broker: str,
     concurrency: int | None,
@@ -47,6 +48,8 @@ def worker(
     s3_endpoint: str | None,
     s3_profile: str | None,
     s3_region: str | None,
+    alive_file: str | None,
+    log_format: Format,
     log_level: str,
 ) -> None:
     """Take tasks from the broker until told to stop (SIGTERM: after the tasks under way).
@@ -55,23 +58,35 @@ def worker(
     training-status worker --broker redis://localhost:6379/0 --concurrency 4
     """
     # Imported before the pool is forked, so that its processes share the memory and start at once.
+    import celery.apps.worker
+
     import scheduler.tasks  # noqa: F401
     import workers.tasks  # noqa: F401
     from workers import broker as redis_broker
-    from workers import context
+    from workers import context, logs
     from workers.app import configure
     from workers.reconcile import reconcile_regularly
 
-    client = redis_broker.connect(broker)
+    settings = store_settings(s3_endpoint, s3_profile, s3_region)
+    with blames("--s3-endpoint"):
+        if s3_endpoint:  # stores are opened when tasks name them, which is late for a wrong address
+            context.open_as("s3://any-bucket", settings)
+    with blames("--broker"):
+        client = redis_broker.connect(broker)
     redis_broker.check(client, broker)
     client.close()
-    context.use(WorkerSettings(broker=broker, store=store_settings(s3_endpoint, s3_profile, s3_region)))
-    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(processName)s %(message)s")
+    logs.configure("worker", log_format, log_level)
+    context.use(WorkerSettings(broker=broker, store=settings))
     reconcile_regularly(broker, patience)
+    if alive_file:
+        _touch_while_alive(Path(alive_file))
+    # What it says at a signal becomes a record like others; there is no setting for it.
+    celery.apps.worker.safe_say = logs.say  # type: ignore[attr-defined]  # not in the stubs
     app = configure(broker)
     app.conf.update(task_soft_time_limit=time_limit, task_time_limit=1.1 * time_limit + 1)
     app.worker_main(
         [
+            "--quiet",  # no banner: it is not made of lines, and names the broker
             "worker",
             f"--concurrency={concurrency or default_workers()}",
             f"--loglevel={log_level}",
@@ -81,3 +96,18 @@ def worker(
             "--without-gossip",
         ]
     )
+
+
+def _touch_while_alive(path: Path) -> None:
+    """Touch a file with each heartbeat, for a health check that costs nothing; wrong paths are refused now."""
+    from celery.signals import heartbeat_sent
+
+    def touch(**_: Any) -> None:
+        path.touch()
+
+    try:
+        touch()
+        path.unlink()  # it is for a worker that the broker has heard
+    except OSError as error:
+        raise ConfigurationError(f"--alive-file {path} cannot be written: {error.strerror}") from None
+    heartbeat_sent.connect(touch, weak=False)
