@@ -73,7 +73,7 @@ def worker(
             context.open_as("s3://any-bucket", settings)
     with blames("--broker"):
         client = redis_broker.connect(broker)
-    redis_broker.check(client, broker)
+        redis_broker.check(client, broker)
     client.close()
     logs.configure("worker", log_format, log_level)
     context.use(WorkerSettings(broker=broker, store=settings))

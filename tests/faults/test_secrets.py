@@ -132,15 +132,15 @@ def test_a_hostile_endpoint_is_not_repeated(
 
 
 @pytest.mark.slow
-def test_a_hostile_endpoint_of_a_worker_is_not_repeated(
-    pair: Herd, s3_endpoint: str, s3_uri: str, bucket: Store, arena_for: ArenaFor, tmp_path: Path
+def test_a_hostile_endpoint_of_a_worker_is_refused_at_its_start_and_not_repeated(
+    arena_for: ArenaFor, tmp_path: Path
 ) -> None:
-    arena = arena_for("arena", TRAINING_STATUS_S3_ENDPOINT=s3_endpoint)
-    arena.worker(env={"TRAINING_STATUS_S3_ENDPOINT": ENDPOINTS[0]}, keep=False)
-    running = arena.run(pair.root, s3_uri)
-    arena.wait(lambda: running.has_ended, "the command to end")
-    assert running.code == 2
-    assert_nothing_told(arena, tmp_path)
+    arena = arena_for("arena")
+    for endpoint in ENDPOINTS:
+        told = training_status("worker", "--broker", arena.redis.url, env={"TRAINING_STATUS_S3_ENDPOINT": endpoint})
+        assert (told.returncode, len(told.stderr.splitlines())) == (2, 1), endpoint
+        assert "TRAINING_STATUS_S3_ENDPOINT" in told.stderr
+        assert_nothing_told(arena, tmp_path, told.stdout, told.stderr)
 
 
 STORES = [f"s3://key:{URL_SECRET}@mice/x", f"ftp://key:{URL_SECRET}@host/x", f"memory://a/{URL_SECRET}"]
