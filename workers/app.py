@@ -10,6 +10,7 @@ from queue import Empty
 from typing import Any, Literal
 
 import kombu.transport.redis as redis_transport  # now, and not amid the first message, where Ctrl-C would break it
+import redis
 from celery import Celery
 
 log = logging.getLogger(__name__)
@@ -37,13 +38,20 @@ PRIORITIES = range(2 * _OF_RECOMPUTE)
 
 
 class _Channel(redis_transport.Channel):
-    """A channel that outlives what is no message: raised, the error would end the worker, and the next one after it."""
+    """A channel that outlives what is no message, and a Redis that is out of memory.
+
+    Raised, the error would end the worker: with what is no message, the next one after it too.
+    """
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)  # type: ignore[misc]  # not in the stubs
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.error("what is no message was dropped: %s: %s", type(error).__name__, str(error)[:80])
+            raise Empty from None
+        except redis.OutOfMemoryError:
+            # It was taken from its list and cannot be noted as taken, nor put back: it is owed, and sent again.
+            log.error("a message was dropped: Redis is out of memory")
             raise Empty from None
 
 

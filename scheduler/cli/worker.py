@@ -66,6 +66,7 @@ def worker(
     from workers import context, logs
     from workers.app import configure
     from workers.reconcile import reconcile_regularly
+    from workers.shutdown import watch_end
 
     settings = store_settings(s3_endpoint, s3_profile, s3_region)
     with blames("--s3-endpoint"):
@@ -83,6 +84,7 @@ def worker(
     # What it says at a signal becomes a record like others; there is no setting for it.
     celery.apps.worker.safe_say = logs.say  # type: ignore[attr-defined]  # not in the stubs
     app = configure(broker)
+    watch_end(app)
     app.conf.update(task_soft_time_limit=time_limit, task_time_limit=1.1 * time_limit + 1)
     app.worker_main(
         [
