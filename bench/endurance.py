@@ -141,7 +141,7 @@ def s3_fails(stage: Stage) -> Disturbance:
 def starved(stage: Stage) -> Disturbance:
     """Redis out of memory, and disks that are full, for seconds at a time."""
     while True:
-        yield stage.rng.uniform(4, 10)
+        yield stage.rng.uniform(6, 15)
         if stage.rng.random() < 0.5:
             stage.arena.client.config_set("maxmemory", "1mb")
             stage.note("redis out of memory")

@@ -6,6 +6,7 @@ The reason of each setting stands beside it; the measurements behind them are in
 from __future__ import annotations
 
 import logging
+import time
 from queue import Empty
 from typing import Any, Literal
 
@@ -37,11 +38,32 @@ _OF_RECOMPUTE = max(STAGES.values()) + 1
 PRIORITIES = range(2 * _OF_RECOMPUTE)
 
 
+#: Seconds between two tries to note a message as taken, and how many of them, where Redis is out of memory.
+_MEMORY_PAUSE = 0.5
+_MEMORY_TRIES = 20
+
+
+class _QoS(redis_transport.QoS):
+    """Notes the messages that are taken; where Redis is out of memory, it waits a little for some to come free."""
+
+    def append(self, *message: Any) -> None:
+        for _ in range(_MEMORY_TRIES):
+            try:
+                super().append(*message)
+            except redis.OutOfMemoryError:
+                time.sleep(_MEMORY_PAUSE)
+            else:
+                return
+        super().append(*message)
+
+
 class _Channel(redis_transport.Channel):
     """A channel that outlives what is no message, and a Redis that is out of memory.
 
     Raised, the error would end the worker: with what is no message, the next one after it too.
     """
+
+    QoS = _QoS
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
@@ -57,6 +79,8 @@ class _Channel(redis_transport.Channel):
 
 # kombu takes the channel's class from its transport; there is no setting for it.
 redis_transport.Transport.Channel = _Channel
+# Out of memory is as out of reach: it may pass. Senders try again, and a worker connects anew in place of ending.
+redis_transport.Transport.connection_errors += (redis.OutOfMemoryError,)
 
 app = Celery("training_status")
 app.conf.update(

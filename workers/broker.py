@@ -46,7 +46,7 @@ def connect(broker: str) -> redis.Redis:
         client = redis.Redis.from_url(
             url,
             retry=retry,
-            retry_on_error=[redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError],
+            retry_on_error=[redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, redis.OutOfMemoryError],
             socket_timeout=10,
             socket_connect_timeout=5,
             health_check_interval=30,

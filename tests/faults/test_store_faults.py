@@ -269,8 +269,9 @@ def test_a_redis_that_is_out_of_memory_changes_nothing(herd: Herd, arena: Arena,
     assert_as_undisturbed(herd, open_store(str(folder)), record, arena)
 
 
-def test_a_worker_outlives_a_redis_that_is_out_of_memory(pair: Herd, arena: Arena, folder: Path) -> None:
-    """A message that it takes cannot be noted as taken: the worker drops it and lives, for it is owed."""
+@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_worker_outlives_a_redis_that_is_out_of_memory(long: bool, pair: Herd, arena: Arena, folder: Path) -> None:
+    """A message that it takes cannot be noted as taken: it waits; at last it drops it, for it is owed."""
     worker = arena.worker(keep=False)
     arena.wait(lambda: "ready" in arena.log(), "the worker")
     process = worker.process
@@ -280,11 +281,15 @@ def test_a_worker_outlives_a_redis_that_is_out_of_memory(pair: Herd, arena: Aren
     arena.wait(lambda: messages_sent(arena) > before, "the first message")
     arena.client.config_set("maxmemory", "1mb")
     process.resume()
-    arena.wait(lambda: "a message was dropped: Redis is out of memory" in arena.log(), "the message to be dropped")
+    arena.wait(lambda: refused_for_memory(arena) >= 2, "the taking to be refused")
+    dropped = "a message was dropped: Redis is out of memory"
+    if long:
+        arena.wait(lambda: dropped in arena.log(), "the message to be dropped")
     arena.client.config_set("maxmemory", "0")
     record = arena.finish(running)
     assert running.code == 0, running.told
     assert not worker.has_died
+    assert (dropped in arena.log()) == long
     assert_as_undisturbed(pair, open_store(str(folder)), record, arena)
 
 
@@ -307,7 +312,7 @@ def test_who_watches_outlives_a_redis_that_is_out_of_memory(
             arena.ledger.close_run(spec.run_id, b'{"ended": "by the test"}')
 
     assert runs.watch(arena.ledger, spec, on_progress=look) == {"ended": "by the test"}
-    assert len(seen) >= 3
+    assert seen[-1] >= 3
 
 
 def messages_sent(arena: Arena) -> int:
