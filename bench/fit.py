@@ -56,7 +56,7 @@ def _ours(problems: Sequence[Problem], batch: int) -> dict[str, Any]:
     return {"parameters": np.vstack(found), "rate": len(problems) / (time.perf_counter() - began)}
 
 
-def _peers(problems: Sequence[Problem], seed: int, python: str, folder: Path) -> dict[str, Any]:
+def _peers(problems: Sequence[Problem], seed: int, python: Path, folder: Path) -> dict[str, Any]:
     file = folder / "problems.json"
     file.write_text(json.dumps(problems))
     found = run_python("bench.peer", "fit", file, "--seed", str(seed), python=python)
@@ -76,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--peer-problems", type=int, default=60, help="of them, by the peer (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="turns, a seed each (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the mice (default: %(default)s)")
-    parser.add_argument("--peer-python", default=".venv-peer/bin/python", help="has ibllib (default: %(default)s)")
+    parser.add_argument(
+        "--peer-python", type=Path, default=".venv-peer/bin/python", help="has ibllib (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     here = machine()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:

@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--peer-subjects", type=int, default=1, help="mice a turn for the peer (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the mice (default: %(default)s)")
     parser.add_argument("--tree", type=Path, help="a session tree to use instead of a simulated one")
-    parser.add_argument("--peer-python", default=".venv-peer/bin/python", help="has ibllib (default: %(default)s)")
+    parser.add_argument(
+        "--peer-python", type=Path, default=".venv-peer/bin/python", help="has ibllib (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     here = machine()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
