@@ -5,13 +5,14 @@ PEER := .venv-peer
 BIN := $(VENV)/bin
 DEMO := demo-data
 
-.PHONY: demo install browser test lint unit peer faults endurance parity clean help
+.PHONY: demo install browser test lint unit peer faults endurance parity bench clean help
 
 help:
 	@echo "make demo    simulate 12 mice, add a real one, compute and show their status (again: refresh)"
 	@echo "make test    lint, types and all tests, under pandas 3 and, beside ibllib, under pandas 2"
 	@echo "make lint    ruff and mypy;    make unit    the quick tests;    make faults    all that can be killed or fail"
 	@echo "make parity  a large comparison with ibllib;    make endurance    600 mice x 100 days, disturbed from beginning to end"
+	@echo "make bench   the speed of fit, recompute, refresh, growth and start, beside ibllib, into bench/results (takes long)"
 
 # ---- environments
 
@@ -84,6 +85,16 @@ endurance: $(VENV)/.dev
 
 parity: $(PEER)/.dev
 	$(PEER)/bin/python -m bench.parity --mice 100 --days 14 --seeds 3 --processes 2
+
+# All run to the end, and then the target fails if a bar is not met: make bench BENCH_FIT='--problems 500 --repeats 1'
+bench: $(VENV)/.dev $(PEER)/.dev
+	@code=0; \
+	$(BIN)/python -m bench.fit --peer-python $(PEER)/bin/python $(BENCH_FIT) || code=1; \
+	$(BIN)/python -m bench.recompute --peer-python $(PEER)/bin/python $(BENCH_RECOMPUTE) || code=1; \
+	$(BIN)/python -m bench.refresh $(BENCH_REFRESH) || code=1; \
+	$(BIN)/python -m bench.growth $(BENCH_GROWTH) || code=1; \
+	$(BIN)/python -m bench.start $(BENCH_START) || code=1; \
+	exit $$code
 
 clean:
 	rm -rf $(VENV) $(PEER) $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

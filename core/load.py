@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from tokenize import TokenError
@@ -33,6 +34,9 @@ _TASK = "raw_task_data_"
 _LONGEST_SESSION = 6 * 3600.0
 #: A raw line is some kilobytes; the first read of the file's end nearly always holds the last trial.
 _TAIL = 1 << 16
+
+#: How a .npy file of format 1.0 begins; NumPy writes others only for headers that are long or not ASCII.
+_NPY_1 = b"\x93NUMPY\x01\x00"
 
 _NO_JSON = re.compile(rb"-?Infinity|NaN")
 
@@ -305,7 +309,8 @@ def _read_table(path: Path) -> dict[str, NDArray[np.float64]]:
     content = path.read_bytes()
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
-        present = [name for name in TRIALS_ATTRIBUTES if name in file.schema_arrow.names]
+        there = set(file.schema_arrow.names)  # made anew at each call
+        present = [name for name in TRIALS_ATTRIBUTES if name in there]
         table = file.read(columns=present, use_threads=False)
         return {name: _as_float(name, table.column(name).to_numpy()) for name in present}
     except _BROKEN as error:
@@ -315,9 +320,26 @@ def _read_table(path: Path) -> dict[str, NDArray[np.float64]]:
 def _read_array(name: str, path: Path) -> NDArray[np.float64]:
     content = path.read_bytes()
     try:
-        return _as_float(name, np.lib.format.read_array(BytesIO(content), allow_pickle=False))
+        return _as_float(name, _array(content))
     except _BROKEN as error:
         raise SessionUnusable(f"{path.name} cannot be read: {_first_line(error)}") from error
+
+
+def _array(content: bytes) -> NDArray[Any]:
+    """Return the array of a .npy file, the usual one-dimensional kind without parsing its header each time."""
+    if content[:8] == _NPY_1:
+        begin = 10 + int.from_bytes(content[8:10], "little")
+        shape, dtype = _npy_header(content[8:begin])
+        if len(shape) == 1 and shape[0] > 0 and not dtype.hasobject:
+            return np.frombuffer(content, dtype, shape[0], begin)
+    array: NDArray[Any] = np.lib.format.read_array(BytesIO(content), allow_pickle=False)
+    return array
+
+
+@lru_cache(maxsize=16)  # the seven attributes of a session mostly share theirs
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    shape, _, dtype = np.lib.format.read_array_header_1_0(BytesIO(header))
+    return shape, dtype
 
 
 def _as_float(name: str, values: NDArray[Any]) -> NDArray[np.float64]:

@@ -85,6 +85,7 @@ TYPICAL_THRESHOLD, TYPICAL_LAPSE = 30.0, 0.05
 TYPICAL_WEIGHT = 1e-8  # of R, in units of log likelihood
 
 BATCH = 1_000  # problems searched together: enough for speed, few enough for memory
+MONOTONE_SLICE = 1 << 17  # pairs of contrasts that are pooled together
 
 Problem = tuple[ArrayLike, ArrayLike, ArrayLike]
 
@@ -279,14 +280,38 @@ def _two_contrasts(counts: Counts) -> Array:
 def _best_curve(counts: Counts) -> Array:
     """The best curve that is known in closed form, or a better one by climbing where there is one."""
     theta, score = _closed_forms(counts)
-    # the best of all monotone sequences of three proportions is always among the closed forms
-    many = np.flatnonzero(counts.size > 3)
+    # no curve can pass the best monotone proportions: with three contrasts, and often with four, a closed form has them
+    many = np.flatnonzero((counts.size > 3) & (score + TIE < _best_monotone(counts)))
     for i in range(0, len(many), BATCH):
         part = many[i : i + BATCH]
-        found, found_score = search(counts.take(part), score[part])
-        better = found_score > score[part] + TIE
+        to_beat = score[part] + TIE
+        found, found_score = search(counts.take(part), to_beat)
+        better = found_score > to_beat
         theta[:, part[better]] = found[:, better]
     return theta
+
+
+def _best_monotone(counts: Counts) -> Array:
+    """Log likelihood of the best proportions that rise, or fall, from contrast to contrast: (problem,)."""
+    m, problems = counts.x.shape
+    score = np.empty(problems)
+    width = max(1, MONOTONE_SLICE // m**2)
+    for i in range(0, problems, width):
+        part = slice(i, i + width)
+        n, k = counts.n[:, part], counts.k[:, part]
+        score[part] = np.maximum(_rising(n, k), _rising(n, n - k))
+    return score
+
+
+def _rising(n: Array, k: Array) -> Array:
+    """Log likelihood of the best proportions k / n that never fall: isotonic regression by its max-min formula."""
+    before = np.zeros((1, n.shape[1]))
+    all_n, all_k = (np.concatenate([before, np.cumsum(counts, axis=0)]) for counts in (n, k))
+    # axes: first contrast, last contrast, problem; what lies below the diagonal is never looked at
+    pooled = (all_k[1:] - all_k[:-1, None]) / np.maximum(all_n[1:] - all_n[:-1, None], 1)
+    least = np.minimum.accumulate(pooled[:, ::-1], axis=1)[:, ::-1]
+    rate = np.einsum("iip->ip", np.maximum.accumulate(least, axis=0))
+    return total(xlogy(k, rate) + xlogy(n - k, 1 - rate))
 
 
 def _closed_forms(counts: Counts) -> tuple[Array, Array]:

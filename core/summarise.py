@@ -77,8 +77,11 @@ def count(contrasts: NDArray[np.float64], choice: NDArray[np.float64]) -> Counts
 
 def median(values: NDArray[np.float64]) -> float:
     """Return the median of `values` without NaN; NaN where nothing is left."""
-    values = values[~np.isnan(values)]
-    return float(np.median(values)) if values.size else float("nan")
+    values = np.sort(values[~np.isnan(values)])
+    if not values.size:
+        return float("nan")
+    middle = len(values) // 2
+    return float(values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2)
 
 
 def performance_easy(contrasts: NDArray[np.float64], feedback: NDArray[np.float64]) -> float:

@@ -21,13 +21,13 @@ _READY_WITHIN = 60.0  # seconds, on a machine that is busy with other tests
 COMMAND = (sys.executable, "-m", "scheduler.cli.main")
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = _READY_WITHIN) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = _READY_WITHIN, every: float = 0.05) -> None:
     """Wait until `condition` holds; fail, saying what was waited for, where it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,44 @@ def test_a_column_of_an_array_is_taken_as_the_array(tmp_path: Path) -> None:
     (loaded,) = load(folder)
     assert loaded.trials is not None
     np.testing.assert_array_equal(loaded.trials.choice, clumsy()["choice"])
+
+
+@pytest.mark.parametrize("kind", ["<i8", ">f8", "<f2", "|i1"])
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_an_array_of_any_format_and_type_is_read(tmp_path: Path, version: tuple[int, int], kind: str) -> None:
+    folder = session(tmp_path, "2020-01-02", layout="npy")
+    path = folder / "alf/task_00/_ibl_trials.choice.npy"
+    with path.open("wb") as file, warnings.catch_warnings(action="ignore"):  # NumPy warns of all but the oldest format
+        np.lib.format.write_array(file, clumsy()["choice"].astype(kind), version=version)
+    read = load_trials(find_files(folder))
+    assert np.array_equal(read.choice, clumsy()["choice"])
+    assert read.choice.flags.writeable
+
+
+def test_an_array_laid_out_by_columns_is_read(tmp_path: Path) -> None:
+    folder = session(tmp_path, "2020-01-02", layout="npy")
+    path = folder / "alf/task_00/_ibl_trials.choice.npy"
+    np.save(path, clumsy()["choice"][:, None])
+    path.write_bytes(path.read_bytes().replace(b"'fortran_order': False", b"'fortran_order': True "))
+    assert np.array_equal(load_trials(find_files(folder)).choice, clumsy()["choice"])
+
+
+@pytest.mark.parametrize("length", [b"(-1,)", b"(13,)", b"(1e,)"])
+def test_an_array_that_is_not_as_long_as_it_says_is_told(tmp_path: Path, length: bytes) -> None:
+    folder = session(tmp_path, "2020-01-02", layout="npy")
+    path = folder / "alf/task_00/_ibl_trials.choice.npy"
+    content = path.read_bytes()
+    assert b"(12,)" in content
+    path.write_bytes(content.replace(b"(12,)", length))
+    with pytest.raises(SessionUnusable, match="cannot be read"):
+        load_trials(find_files(folder))
+
+
+def test_an_array_of_objects_is_not_unpacked(tmp_path: Path) -> None:
+    folder = session(tmp_path, "2020-01-02", layout="npy")
+    np.save(folder / "alf/task_00/_ibl_trials.choice.npy", clumsy()["choice"].astype(object))
+    with pytest.raises(SessionUnusable, match="cannot be read: Object arrays"):
+        load_trials(find_files(folder))
 
 
 def test_single_precision_still_tells_the_blocks(tmp_path: Path) -> None:
