@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,46 @@ class _Group:
     trials: Trials
     duration: float
     delay: float
+
+    @cached_property
+    def contrasts(self) -> NDArray[np.float64]:
+        """Signed contrast of each trial."""
+        return signed_contrasts(self.trials)
+
+    @cached_property
+    def performance_easy(self) -> float:
+        """Proportion of rewarded trials among the easy ones."""
+        return performance_easy(self.contrasts, self.trials.feedbackType)
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Counts over all trials."""
+        return self._count(slice(None))
+
+    @cached_property
+    def left(self) -> Counts:
+        """Counts over the blocks in which the stimulus was on the left with a probability of 0.8."""
+        return self._count(self.trials.probabilityLeft == 0.8)
+
+    @cached_property
+    def right(self) -> Counts:
+        """Counts over the blocks with a probability of 0.2."""
+        return self._count(self.trials.probabilityLeft == 0.2)
+
+    @cached_property
+    def unbiased(self) -> Counts:
+        """Counts over the blocks with a probability of 0.5."""
+        return self._count(self.trials.probabilityLeft == 0.5)
+
+    @cached_property
+    def _shown(self) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+        """The distinct contrasts, and which of them each trial has: sorting is most of what counting costs."""
+        shown, at = np.unique(self.contrasts, return_inverse=True)
+        return shown, at
+
+    def _count(self, which: NDArray[np.bool_] | slice) -> Counts:
+        shown, at = self._shown
+        return _counted(shown, at[which], self.trials.choice[which])
 
 
 def summarise(days: Sequence[LoadedDay]) -> list[DaySummary]:
@@ -70,9 +111,15 @@ def count(contrasts: NDArray[np.float64], choice: NDArray[np.float64]) -> Counts
         Signed contrasts in percent, and choices.
     """
     shown, at = np.unique(contrasts, return_inverse=True)
+    return _counted(shown, at, choice)
+
+
+def _counted(shown: NDArray[np.float64], at: NDArray[np.intp], choice: NDArray[np.float64]) -> Counts:
+    """Count trials, given which of the contrasts `shown` each has; contrasts without trials are left out."""
     n = np.bincount(at, minlength=len(shown))
     k = np.bincount(at[choice == -1], minlength=len(shown))
-    return Counts(contrasts=tuple(shown.tolist()), n=tuple(n.tolist()), k=tuple(k.tolist()))
+    there = n > 0
+    return Counts(contrasts=tuple(shown[there].tolist()), n=tuple(n[there].tolist()), k=tuple(k[there].tolist()))
 
 
 def median(values: NDArray[np.float64]) -> float:
@@ -102,15 +149,20 @@ def _groups(day: LoadedDay) -> list[_Group]:
     """Return each session with trials, and last, where all have one protocol, the sessions put together."""
     groups = [_group(session) for session in day.sessions if session.trials is not None]
     if _is_combined(day):
-        groups.append(
-            _Group(
-                protocol=groups[0].protocol,
-                trials=put_together([group.trials for group in groups]),
-                duration=sum(group.duration for group in groups),
-                delay=max(group.delay for group in groups),
-            )
-        )
+        groups.append(_together(groups))
     return groups
+
+
+def _together(groups: Sequence[_Group]) -> _Group:
+    """Return groups of one protocol as one; one alone as it is."""
+    if len(groups) == 1:
+        return groups[0]
+    return _Group(
+        protocol=groups[0].protocol,
+        trials=put_together([group.trials for group in groups]),
+        duration=sum(group.duration for group in groups),
+        delay=max(group.delay for group in groups),
+    )
 
 
 def _group(session: Session) -> _Group:
@@ -141,20 +193,17 @@ def fit(counts: Sequence[Counts]) -> list[Fit]:
 
 def _blocks(group: _Group) -> list[Counts]:
     """Return the counts of the blocks 50, 20 and 80; training has one fit over all trials, in place of the first."""
-    contrasts, choice = signed_contrasts(group.trials), group.trials.choice
     if group.protocol == "training":
-        return [count(contrasts, choice), Counts(), Counts()]
-    left = group.trials.probabilityLeft
-    return [count(contrasts[left == probability], choice[left == probability]) for _, probability in BLOCKS]
+        return [group.counts, Counts(), Counts()]
+    return [group.unbiased, group.right, group.left]
 
 
 def _measure(group: _Group, fits: tuple[Fit, Fit, Fit]) -> Measures:
     trials = group.trials
-    contrasts = signed_contrasts(trials)
     return Measures(
-        counts=count(contrasts, trials.choice),
+        counts=group.counts,
         n_trials=float(len(trials)),
-        performance_easy=performance_easy(contrasts, trials.feedbackType),
+        performance_easy=group.performance_easy,
         reaction_time=median(trials.response_times - trials.stimOn_times),
         duration=group.duration,
         delay=group.delay,
@@ -178,29 +227,29 @@ def _summarise_day(day: LoadedDay, groups: Sequence[_Group], fits: Iterator[tupl
     if not sessions:
         return summary
     protocol = sessions[-1].protocol
-    of_day = [group for group in groups[: len(sessions)] if group.protocol == protocol]
+    of_protocol = [group for group in groups[: len(sessions)] if group.protocol == protocol]
     combined = next(measures, None)
-    return _with_window(summary, protocol, of_day, combined)
-
-
-def _with_window(summary: DaySummary, protocol: str, groups: Sequence[_Group], combined: Measures | None) -> DaySummary:
-    """Return `summary` with what a window needs: only the sessions of the day's protocol, put together."""
-    if not groups:  # habituation
+    if not of_protocol:  # habituation
         return replace(summary, protocol=protocol)
-    trials = put_together([group.trials for group in groups])
-    contrasts = signed_contrasts(trials)
-    in_left, in_right = trials.probabilityLeft == 0.8, trials.probabilityLeft == 0.2
-    times = (trials.response_times - trials.stimOn_times)[contrasts == 0]
+    # Sessions of one protocol were put together already.
+    of_day = groups[-1] if combined is not None else _together(of_protocol)
+    return _with_window(summary, of_day, combined)
+
+
+def _with_window(summary: DaySummary, group: _Group, combined: Measures | None) -> DaySummary:
+    """Return `summary` with what a window needs: only the sessions of the day's protocol, put together."""
+    trials = group.trials
+    times = (trials.response_times - trials.stimOn_times)[group.contrasts == 0]
     return replace(
         summary,
-        protocol=protocol,
+        protocol=group.protocol,
         combined=combined,
-        all_counts=count(contrasts, trials.choice),
-        left_counts=count(contrasts[in_left], trials.choice[in_left]),
-        right_counts=count(contrasts[in_right], trials.choice[in_right]),
+        all_counts=group.counts,
+        left_counts=group.left,
+        right_counts=group.right,
         zero_contrast_times=tuple(times[~np.isnan(times)].tolist()),
         n_trials=len(trials),
-        performance_easy=performance_easy(contrasts, trials.feedbackType),
+        performance_easy=group.performance_easy,
         ephys=summary.sessions[-1].location == "ephys_rig",
-        delay=max(group.delay for group in groups),
+        delay=group.delay,
     )
