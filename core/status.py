@@ -8,7 +8,7 @@ from itertools import accumulate, takewhile
 from typing import Final, Literal
 
 from core.criteria import CRITERIA, FITS_READ, judge, measure_window, passes, pool
-from core.records import Counts, DayStatus, DaySummary, Fit
+from core.records import Counts, DayStatus, DaySummary, Fit, Verdict
 from core.schema import LADDER
 from core.summarise import fit
 
@@ -84,9 +84,7 @@ def compute_statuses(
             date=w.date,
             status=status,
             window_status=window_status,
-            verdicts=tuple(verdict for target in of_day for verdict in judge(target, _measures(w, fits)))
-            if w.days
-            else (),
+            verdicts=_verdicts(w, of_day, fits),
         )
         for w, status, window_status, of_day in zip(windows, statuses, alone, targets, strict=True)
     ]
@@ -179,6 +177,14 @@ def _window_status(window: Window, fits: Mapping[tuple[str, str], Fit]) -> str:
         return otherwise
     measures = _measures(window, fits)
     return next((target for target in targets if passes(target, measures)), otherwise)
+
+
+def _verdicts(window: Window, targets: Sequence[str], fits: Mapping[tuple[str, str], Fit]) -> tuple[Verdict, ...]:
+    """Return the verdicts on the criteria of `targets`; none on a habituation day."""
+    if not window.days:
+        return ()
+    measures = _measures(window, fits)
+    return tuple(verdict for target in targets for verdict in judge(target, measures))
 
 
 def _measures(window: Window, fits: Mapping[tuple[str, str], Fit]) -> dict[str, float]:

@@ -335,7 +335,7 @@ def _vectors(session: Measures | None, combined: Measures | None) -> dict[str, l
 
 def _criteria(statuses: Sequence[DayStatus]) -> pa.Table:
     rows = [
-        {"date": day.date, "status": day.status, "window_status": day.window_status, **asdict(verdict)}
+        {"date": day.date, "status": day.status, "window_status": day.window_status, **vars(verdict)}
         for day in statuses
         for verdict in day.verdicts
     ]
