@@ -149,14 +149,25 @@ def last_due(crontab: str, zone: ZoneInfo, at: datetime) -> datetime | None:
     """Return the last time of a crontab that is not after `at`, in UTC; None where there is none in thirty years."""
     # Forward from earlier: cronsim goes backward too, but not to the same times where clocks are set back.
     for window in _WINDOWS:
-        found = None
-        for due in due_times(crontab, zone, at - window):
-            if due > at:
-                break
+        found = next(due_times(crontab, zone, at - window), None)
+        if found is not None and found <= at:
+            break
+    else:
+        return None
+    # Halve what is left: one by one, the minutes of two months would take seconds.
+    until = at  # behind it nothing is due before `at` has passed
+    while until - found > timedelta(minutes=1):
+        middle = found + (until - found) / 2
+        due = next(due_times(crontab, zone, middle), None)
+        if due is not None and due <= at:
             found = due
-        if found is not None:
-            return found
-    return None
+        else:
+            until = middle
+    for due in due_times(crontab, zone, found):
+        if due > at:
+            break
+        found = due
+    return found
 
 
 def _with_fixed_minutes(crontab: str) -> str:

@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import settings
 
 from core.simulation.tree import simulate
 from tests.processes import redis_server
 from workers.broker import connect
+
+# No test asserts a time, and hypothesis would: 200 ms an example, on a machine that may be busy.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")
