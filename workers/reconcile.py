@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds without any news from a subject after which what it waits for is sent again.
 PATIENCE = 60.0
-#: Times in that span that a worker says what is under way.
+#: Times in that span that a worker says what is under way, and looks for what is owed.
 _BEATS = 4
 
 
@@ -46,7 +46,7 @@ def reconcile_regularly(broker: str, patience: float) -> None:
     broker : str
         URL of the Redis with the ledger.
     patience : float
-        Seconds, as for :func:`reconcile`; also the time between two looks.
+        Seconds, as for :func:`reconcile`; it looks four times in that span.
     """
     ledger = Ledger(connect(broker))
 
@@ -65,6 +65,6 @@ def reconcile_regularly(broker: str, patience: float) -> None:
 
     def on_ready(sender: Any, **_: Any) -> None:
         sender.timer.call_repeatedly(patience / _BEATS, keep)
-        sender.timer.call_repeatedly(patience, look)
+        sender.timer.call_repeatedly(patience / _BEATS, look)
 
     worker_ready.connect(on_ready, weak=False)

@@ -162,7 +162,8 @@ def summarise_days(task: Any, spec: RunSpec, subject: Subject, attempt: int, pie
         return NOTHING_LEFT
     if ledger.has_piece(spec.run_id, subject, piece):
         # Whoever delivered it may have died before it sent what follows.
-        if ledger.stage(spec.run_id, subject) == "summarising" and not ledger.pieces_missing(spec.run_id, subject):
+        under_way = ledger.stage(spec.run_id, subject) in ("summarising", "computing")
+        if under_way and not ledger.pieces_missing(spec.run_id, subject):
             go_on(spec, subject)
         return NOTHING_LEFT
     sessions = find_work(Path(spec.root), subject.lab, subject.subject, dates, work.held)

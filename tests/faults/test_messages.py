@@ -329,6 +329,27 @@ def test_statuses_of_a_look_that_saw_fewer_days_are_dropped(
     assert without_cohort(open_store(str(folder)), [MOUSE], undisturbed(root, [MOUSE], "dropped")) == []
 
 
+def test_a_piece_that_comes_again_sends_on_what_its_process_did_not(
+    ledger: Ledger, lost: None, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process died between the delivery of the last piece and the message that follows."""
+    root = tmp_path / "tree"
+    write_mouse(root, *MOUSE, 8)
+    spec = start(ledger, root, folder, [SUBJECT])
+    look_at(spec, SUBJECT)
+    pieces = pieces_of(ledger, spec, SUBJECT)
+    take(spec, SUBJECT, pieces)  # and what it sends is lost
+    assert ledger.stage(spec.run_id, SUBJECT) == "computing"
+    sent: list[Subject] = []
+    monkeypatch.setattr(messages, "send_statuses", lambda spec, subject: sent.append(subject))
+    monkeypatch.setattr(tasks, "load_days", lambda *_: pytest.fail("a piece that is there is not loaded again"))
+    take(spec, SUBJECT, pieces)
+    assert sent == [SUBJECT]
+    tasks.compute_statuses.run(spec.run_id, str(SUBJECT))
+    take(spec, SUBJECT, pieces)
+    assert sent == [SUBJECT]
+
+
 def test_writing_waits_for_all_pieces(ledger: Ledger, lost: None, tmp_path: Path, folder: Path) -> None:
     root = tmp_path / "tree"
     write_mouse(root, *MOUSE, 42)
