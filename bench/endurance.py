@@ -31,6 +31,7 @@ import psutil
 import redis
 
 from core.pipeline import recompute_subject
+from core.sources import TreeSource
 from core.storage import Store, open_store
 from core.tables import COHORT_KEY, merge_cohort, subject_keys
 from tests.faults.herd import write_mouse
@@ -231,7 +232,7 @@ def link_tree(source: Path, target: Path) -> None:
 
 def of_mouse(root: Path, lab: str, subject: str) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
     """Return a mouse's objects, and its rows of the cohort table, from the plain pipeline."""
-    tables = recompute_subject(root, lab, subject, open_store("memory://endurance"))
+    tables = recompute_subject(TreeSource(root), lab, subject, open_store("memory://endurance"))
     keys = subject_keys(lab, subject)
     return {key: getattr(tables, name) for name, key in vars(keys).items()}, list(tables.cohort)
 

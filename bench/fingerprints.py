@@ -16,8 +16,8 @@ from pathlib import Path
 
 from core.discover import find_files, find_sessions, find_subjects
 from core.simulation.tree import simulate
+from core.sources.tree import load_days
 from core.summarise import summarise
-from core.synchronise import load_days
 
 LAB = "simlab01"
 

@@ -23,9 +23,9 @@ from bench.mice import mice_of, write_mice
 from core import psychometrics
 from core.discover import find_sessions
 from core.records import DaySummary
+from core.sources.tree import load_days
 from core.status import make_window
 from core.summarise import summarise
-from core.synchronise import load_days
 
 Problem = tuple[tuple[float, ...], tuple[int, ...], tuple[int, ...]]
 

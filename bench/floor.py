@@ -18,6 +18,7 @@ from core.discover import find_files
 from core.pipeline import recompute_subject
 from core.records import SessionFiles
 from core.schema import TRIALS_ATTRIBUTES
+from core.sources import TreeSource
 from core.storage import open_store
 
 TAIL = 1 << 16  # bytes of the raw file's end
@@ -57,7 +58,7 @@ def plain_loop(root: Path, mice: Sequence[Mouse], store: str) -> float:
     began = time.perf_counter()
     opened = open_store(store)
     for lab, subject in mice:
-        recompute_subject(root, lab, subject, opened)
+        recompute_subject(TreeSource(root), lab, subject, opened)
     return time.perf_counter() - began
 
 

@@ -45,7 +45,7 @@ from core.discover import find_files, find_sessions
 from core.errors import SessionUnusable
 from core.load import load_session, load_trials, protocol_of, raw_collections, read_settings, session_facts
 from core.pipeline import recompute_subject
-from core.records import Counts, DayStatus, DaySummary, Facts, Fit, Session, SessionFiles, Trials
+from core.records import Counts, DayStatus, DaySummary, Facts, Fit, LoadedDay, Session, SessionFiles, Trials
 from core.simulation.formats import Quirks, write_session
 from core.simulation.mouse import (
     FIRST_DAY,
@@ -58,9 +58,10 @@ from core.simulation.mouse import (
     draw_habituation,
     draw_trials,
 )
+from core.sources import TreeSource
 from core.status import PATIENCE, WINDOW_DAYS, WindowKind, compute_statuses, fold, pass_through_hierarchy
 from core.storage.memory import MemoryStore
-from core.summarise import LoadedDay, count, put_together, signed_contrasts, summarise
+from core.summarise import count, put_together, signed_contrasts, summarise
 from core.tables import build_tables, read_table
 
 WINDOW, UNBIASABLE, CHAINED, TRAINING_DAY, DURATION = 1, 2, 3, 5, 7
@@ -175,7 +176,7 @@ def run_peer(subject_dir: Path, seed: int, *, save: bool = False) -> pd.DataFram
 def run_ours(subject_dir: Path) -> pd.DataFrame:
     """Return our training table of a subject, by the main path of the package."""
     lab, subject = _names(subject_dir)
-    tables = recompute_subject(_root(subject_dir), lab, subject, MemoryStore(f"parity-{uuid.uuid4().hex}"))
+    tables = recompute_subject(TreeSource(_root(subject_dir)), lab, subject, MemoryStore(f"parity-{uuid.uuid4().hex}"))
     return _frame(tables.training)
 
 

@@ -39,7 +39,7 @@ class Services:
     def run(self, kind: Literal["recompute", "refresh"], root: Path, store: str, *, every: float = 0.01) -> Run:
         """Run to the end, and tell what it took from the plan's message to the run's record."""
         self.client.config_resetstat()
-        spec = runs.new_run(kind, root=str(root), store=store)
+        spec = runs.new_run(kind, source=str(root), store=store)
         with Watch({"worker": [self.worker], "redis": [self.redis]}) as watch:
             runs.start(self.ledger, spec)
             wait_for(lambda: self.ledger.is_ended(spec.run_id), "the run to end", _LONGEST, every=every)

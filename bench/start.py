@@ -55,7 +55,7 @@ def start(broker: str, root: Path, folder: Path) -> tuple[float, float]:
     (folder / "tables").mkdir(parents=True)
     with closing(connect(broker)) as client:
         ledger = Ledger(client)
-        spec = runs.new_run("recompute", root=str(root), store=str(folder / "tables"))
+        spec = runs.new_run("recompute", source=str(root), store=str(folder / "tables"))
         runs.start(ledger, spec)
 
         def is_planned() -> bool:  # the plan's last step is to enter that the mouse's days are being summarised

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +15,20 @@ class StoreSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """How sources beside a session tree are reached; a tree needs none of it."""
+
+    one_user: str | None = None
+    one_password: str | None = field(default=None, repr=False)
+    one_token: str | None = field(default=None, repr=False)  # instead of a password
+    cache: str | None = None  # folder of downloads; below the user's cache folder where None
+    cache_size: float = 10.0  # GB that downloads may take
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
     """What a worker needs to know beside its messages."""
 
     broker: str  # URL of the Redis that carries messages and the ledger
     store: StoreSettings
+    source: SourceSettings = SourceSettings()

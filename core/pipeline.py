@@ -6,22 +6,21 @@ hold them against, and what the benchmarks take as the cost without a queue.
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from core.sources import Source
 from core.status import compute_statuses
 from core.storage import Store
 from core.summarise import summarise
-from core.synchronise import find_work, load_days, look, put_tables
+from core.synchronise import find_work, look, put_tables
 from core.tables import SubjectTables, build_tables, subject_keys
 
 
-def recompute_subject(root: Path, lab: str, subject: str, store: Store) -> SubjectTables:
+def recompute_subject(source: Source, lab: str, subject: str, store: Store) -> SubjectTables:
     """Compute everything of one subject anew, from its session folders to its tables in the store.
 
     Parameters
     ----------
-    root : Path
-        The session tree.
+    source : Source
+        Where its sessions are.
     lab, subject : str
         Whose sessions.
     store : Store
@@ -33,8 +32,9 @@ def recompute_subject(root: Path, lab: str, subject: str, store: Store) -> Subje
         As they were put into the store; empty tables are not put there.
     """
     keys = subject_keys(lab, subject)
-    seen = look(root, lab, subject, store, keys, everything=True)
-    days = summarise(load_days(find_work(root, lab, subject, seen.dates, seen.held)))
+    sessions = source.subject(lab, subject)
+    seen = look(sessions, store, keys, everything=True)
+    days = summarise(sessions.load(find_work(sessions, seen.dates, seen.held)))
     statuses = compute_statuses(days)
     tables = build_tables(lab, subject, days, statuses)
     if statuses:

@@ -98,6 +98,16 @@ class Session:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoadedDay:
+    """A day's sessions, loaded."""
+
+    date: str
+    inputs: dict[str, str]  # session number -> fingerprint of its files
+    sessions: tuple[Session, ...]  # by number, then by task
+    left_out: tuple[LeftOut, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Counts:
     """Trials and rightward choices at each signed contrast: what a fit, or a sum of windows, needs."""
 

@@ -10,21 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core import psychometrics
-from core.records import Counts, DaySummary, Facts, Fit, LeftOut, Measures, Session, SessionSummary, Trials
+from core.records import Counts, DaySummary, Facts, Fit, LoadedDay, Measures, Session, SessionSummary, Trials
 from core.schema import BLOCKS
 
 #: Signed contrasts of at least this many percent, on either side, are easy. Spec of the IBL's training pipeline.
 EASY_CONTRAST = 50.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedDay:
-    """A day's sessions, loaded."""
-
-    date: str
-    inputs: dict[str, str]  # session number -> fingerprint of its files
-    sessions: tuple[Session, ...]  # by number, then by task
-    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

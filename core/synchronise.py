@@ -6,20 +6,18 @@ and only in the place of the version that was pulled; whoever comes second looks
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from core.discover import find_files, find_sessions, fingerprint_kind
+from core.discover import fingerprint_kind
 from core.errors import CorruptTable, PermanentError, StoreConflict
-from core.load import load_session
-from core.names import is_date, printable
-from core.records import DayStatus, DaySummary, Fingerprint, LeftOut, Session, SessionFiles
+from core.names import is_date
+from core.records import DayStatus, DaySummary, LeftOut
 from core.schema import SCHEMA_VERSION, SOFTWARE_VERSION, SUMMARIES_READ
+from core.sources.base import SubjectSource
 from core.storage import Store, StoredObject
 from core.storage.base import update
-from core.summarise import LoadedDay
 from core.tables import Keys, Provenance, SubjectTables, fingerprint, read_provenance, read_summaries, read_table
 
 #: Stands before the fingerprint of a session that is not on disk where others were added to its day, so that the day is
@@ -43,16 +41,13 @@ class Look:
 
 
 def look(
-    root: Path,
-    lab: str,
-    subject: str,
+    source: SubjectSource,
     store: Store,
     keys: Keys,
     *,
     everything: bool,
     again: bool = False,
     prune: bool = False,
-    by: Fingerprint = "stat",
 ) -> Look:
     """Look at a subject's sessions and its stored table, and tell what is to do.
 
@@ -61,10 +56,8 @@ def look(
 
     Parameters
     ----------
-    root : Path
-        The session tree.
-    lab, subject : str
-        Whose sessions.
+    source : SubjectSource
+        The subject's sessions.
     store : Store
         Where the tables lie.
     keys : Keys
@@ -76,8 +69,6 @@ def look(
         second, so it is put back even where the training table is that of these inputs.
     prune : bool
         Keep nothing of sessions that are no longer on disk; of those that are there and cannot be read, all the same.
-    by : {"stat", "content"}
-        What files are known by, see :func:`core.discover.find_files`.
 
     Returns
     -------
@@ -89,7 +80,7 @@ def look(
     PermanentError
         Where the stored table was written by a later version, which this one must not overwrite.
     """
-    days, odd = find_sessions(root, lab, subject)
+    days, odd = source.sessions()
     stored = store.get(keys.training)
     provenance = _provenance(stored, keys.training)
     base = stored.etag if stored else None
@@ -101,7 +92,7 @@ def look(
             dates=tuple(days), kept=(), base=base, table=table, unchanged=False, left_out=tuple(odd), empty=empty
         )
     settles = provenance.schema_version == SCHEMA_VERSION and not again
-    present = {date: inputs_of([_find(path, by) for path in paths]) for date, paths in days.items()}
+    present = source.inputs(days)
     if settles and fingerprint(present) == provenance.inputs:
         left_out = (*odd, *provenance.left_out)
         return Look(dates=(), kept=(), base=base, table=table, unchanged=True, left_out=left_out, empty=empty)
@@ -146,29 +137,11 @@ def look(
 
 
 def find_work(
-    root: Path, lab: str, subject: str, dates: Sequence[str], held: Mapping[str, Collection[str]]
+    source: SubjectSource, dates: Sequence[str], held: Mapping[str, Collection[str]]
 ) -> dict[str, list[Path]]:
     """Return the session folders of some dates by date, without those that :class:`Look` holds."""
-    days, _ = find_sessions(root, lab, subject, dates)
+    days, _ = source.sessions(dates)
     return {date: [path for path in paths if path.name not in held.get(date, ())] for date, paths in days.items()}
-
-
-def load_days(days: Mapping[str, Sequence[Path]], by: Fingerprint = "stat") -> list[LoadedDay]:
-    """Load the sessions of some days, each file once.
-
-    Parameters
-    ----------
-    days : mapping of str to sequence of Path
-        Date to session folders, by number.
-    by : {"stat", "content"}
-        What files are known by, see :func:`core.discover.find_files`.
-    """
-    return [_load_day(date, [_find(path, by) for path in paths]) for date, paths in days.items()]
-
-
-def inputs_of(sessions: Sequence[SessionFiles | LeftOut]) -> dict[str, str]:
-    """Return the fingerprints of a day's sessions by number, those that can be reached."""
-    return {files.number: files.fingerprint for files in sessions if isinstance(files, SessionFiles)}
 
 
 def put_tables(store: Store, keys: Keys, tables: SubjectTables, base: str | None) -> bool:
@@ -214,38 +187,6 @@ def put_tables(store: Store, keys: Keys, tables: SubjectTables, base: str | None
 
 def _put(store: Store, key: str, data: bytes) -> None:
     update(store, key, lambda _: data)
-
-
-def _load_day(date: str, sessions: Sequence[SessionFiles | LeftOut]) -> LoadedDay:
-    loaded: list[Session] = []
-    left_out: list[LeftOut] = []
-    reached = []
-    for files in sessions:
-        if isinstance(files, LeftOut):
-            left_out.append(files)
-            continue
-        try:
-            good, bad = load_session(files)
-        except OSError as error:  # it is no input then, so that the next refresh tries it again
-            left_out.append(_unreached(files.path, error))
-            continue
-        loaded += good
-        left_out += bad
-        reached.append(files)
-    return LoadedDay(date=date, inputs=inputs_of(reached), sessions=tuple(loaded), left_out=tuple(left_out))
-
-
-def _find(path: Path, by: Fingerprint) -> SessionFiles | LeftOut:
-    try:
-        return find_files(path, by)
-    except OSError as error:
-        return _unreached(path, error)
-
-
-def _unreached(session: Path, error: OSError) -> LeftOut:
-    """Return a session as left out, with the file or folder of it that cannot be listed or read."""
-    place = printable(os.path.relpath(error.filename or session, session.parent))
-    return LeftOut(session=f"{session.parent.name}/{session.name}", reason=f"{place} cannot be read: {error.strerror}")
 
 
 def _provenance(stored: StoredObject | None, key: str) -> Provenance | None:

@@ -35,11 +35,11 @@ from core.errors import (
     TrialsNotFound,
 )
 from core.names import SUBJECTS_FOLDER
-from core.records import Facts, Session, SessionFiles, Trials
+from core.records import Facts, LoadedDay, Session, SessionFiles, Trials
 from core.schema import TRAINING_COLUMNS, TRIALS_ATTRIBUTES
 from core.status import pass_through_hierarchy
 from core.storage import Store, open_store, update
-from core.summarise import LoadedDay, put_together, summarise
+from core.summarise import put_together, summarise
 from core.tables import session_values, subject_keys
 from core.upkeep import (
     bring_up_to_date,

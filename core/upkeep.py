@@ -25,11 +25,11 @@ from core.discover import find_files
 from core.errors import CorruptTable, InvalidName, SessionUnusable, TrainingStatusError, TrialsNotFound
 from core.names import check_date, check_number
 from core.one_trials import load_one_trials
-from core.records import DayStatus, DaySummary, Facts, LeftOut, Session, SessionFiles, SessionSummary, Trials
+from core.records import DayStatus, DaySummary, Facts, LeftOut, LoadedDay, Session, SessionFiles, SessionSummary, Trials
 from core.reextract import reextract_trials
 from core.schema import LADDER, TRAINING
 from core.status import WINDOW_DAYS, compute_statuses, failed_sessions, pass_through_hierarchy
-from core.summarise import LoadedDay, summarise
+from core.summarise import summarise
 from core.tables import read_table, training_table
 
 logger = logging.getLogger(__name__)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 
-from core.discover import find_labs, find_subjects
 from core.records import LeftOut
+from core.sources import Source
 from workers.ledger import RunSpec, Subject
 
 #: Subjects in one planning message: some tens of milliseconds of work, and what a killed planner does again.
@@ -24,7 +23,7 @@ def cut(dates: Sequence[str], size: int = PIECE_DAYS) -> tuple[tuple[str, ...], 
     return tuple(tuple(dates[start:end]) for start, end in pairwise(bounds))
 
 
-def subjects_after(spec: RunSpec, cursor: str) -> Iterator[Subject | LeftOut]:
+def subjects_after(source: Source, spec: RunSpec, cursor: str) -> Iterator[Subject | LeftOut]:
     """Yield the subjects of a run that come after `cursor`, by lab and subject, and folders that are none.
 
     Lazy: a lab is listed when its turn comes.
@@ -32,15 +31,14 @@ def subjects_after(spec: RunSpec, cursor: str) -> Iterator[Subject | LeftOut]:
     if spec.only:
         yield from (Subject.parse(name) for name in sorted(spec.only) if name > cursor)
         return
-    root = Path(spec.root)
     after = Subject.parse(cursor)
-    labs, odd = find_labs(root, spec.labs)
+    labs, odd = source.labs(spec.labs)
     if not cursor:
         yield from odd
     for lab in labs:
         if lab < after.lab:
             continue
-        subjects, odd = find_subjects(root, lab, spec.subjects)
+        subjects, odd = source.subjects(lab, spec.subjects)
         if lab > after.lab:
             yield from odd
         for subject in subjects:

@@ -29,7 +29,7 @@ def new_run(kind: Literal["recompute", "refresh"], **asked: Any) -> RunSpec:
     kind : {"recompute", "refresh"}
         Whether everything is computed anew.
     **asked
-        What else `RunSpec` holds: ``root``, ``store``, ``labs``, ``subjects``, ``prune``, ``fingerprint``.
+        What else `RunSpec` holds: ``source``, ``store``, ``labs``, ``subjects``, ``prune``, ``fingerprint``.
     """
     now = datetime.now(UTC)
     run_id = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
@@ -38,7 +38,7 @@ def new_run(kind: Literal["recompute", "refresh"], **asked: Any) -> RunSpec:
 
 def once_more(spec: RunSpec, only: tuple[str, ...]) -> RunSpec:
     """Return a new run like `spec`, over the subjects `only` (lab/subject), or over all of its where that is empty."""
-    fresh = new_run(spec.kind, root=spec.root, store=spec.store)
+    fresh = new_run(spec.kind, source=spec.source, store=spec.store)
     return replace(spec, run_id=fresh.run_id, started=fresh.started, only=only)
 
 

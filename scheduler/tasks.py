@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from core.errors import PermanentError
@@ -114,7 +113,7 @@ def _plan(task: Any, run_id: str, cursor: str, again: str | None, attempt: int) 
 def _register_next(spec: RunSpec, cursor: str) -> list[Subject]:
     """Register the next subjects as owed, send the message that plans those behind them, and return them."""
     ledger = context().ledger
-    found = subjects_after(spec, cursor)
+    found = subjects_after(context().source(spec.source, spec.fingerprint), spec, cursor)
     subjects: list[Subject] = []
     odd: list[LeftOut] = []
     for item in found:
@@ -140,15 +139,12 @@ def begin_subject(task: Any, spec: RunSpec, subject: Subject, attempt: int) -> s
     ledger, store = context().ledger, context().store(spec.store)
     keys = subject_keys(subject.lab, subject.subject)
     seen = look(
-        Path(spec.root),
-        subject.lab,
-        subject.subject,
+        context().source(spec.source, spec.fingerprint).subject(subject.lab, subject.subject),
         store,
         keys,
         everything=spec.kind == "recompute",
         again=attempt > 0,
         prune=spec.prune,
-        by=spec.fingerprint,
     )
     if seen.unchanged:
         # A subject without a session on disk stays in the cohort table, or out of it, as it is.

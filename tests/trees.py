@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from core.join import join_days
 from core.records import Fingerprint, days_from_json, days_to_json, statuses_from_json, statuses_to_json
 from core.simulation.formats import Layout, Quirks, Rig, write_session
+from core.sources import TreeSource
 from core.status import compute_statuses
 from core.storage import Store
 from core.summarise import summarise
-from core.synchronise import find_work, load_days, look, put_tables
+from core.synchronise import find_work, look, put_tables
 from core.tables import Keys, build_tables, subject_keys
 
 LAB, SUBJECT = "testlab", "TS_001"
@@ -138,11 +139,12 @@ def refresh(
     by: Fingerprint = "stat",
 ) -> bool:
     """Bring the subject's objects up to date, stage by stage as the workers do; return whether anything was put."""
-    seen = look(root, LAB, SUBJECT, store, KEYS, everything=everything, again=again, prune=prune, by=by)
+    source = TreeSource(root, by).subject(LAB, SUBJECT)
+    seen = look(source, store, KEYS, everything=everything, again=again, prune=prune)
     if seen.unchanged:
         return False
-    sessions = find_work(root, LAB, SUBJECT, seen.dates, seen.held)
-    new = days_from_json(days_to_json(summarise(load_days(sessions, by))))
+    sessions = find_work(source, seen.dates, seen.held)
+    new = days_from_json(days_to_json(summarise(source.load(sessions))))
     days = join_days(seen.kept, new)
     statuses = compute_statuses(days, known=statuses_from_json(statuses_to_json(seen.settled)))
     return bool(statuses) and put_tables(store, KEYS, build_tables(LAB, SUBJECT, days, statuses), seen.base)

@@ -1,4 +1,7 @@
-"""What a task needs beside its message: the ledger, the stores, the settings. One per process, made on first use."""
+"""What a task needs beside its message: the ledger, the stores, the sources, the settings.
+
+One per process, made on first use.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from functools import cached_property, lru_cache
 
 from core.config import StoreSettings, WorkerSettings
 from core.errors import ConfigurationError
+from core.records import Fingerprint
+from core.sources import Source, open_source
 from core.storage import Store, open_store
 from workers.broker import connect
 from workers.ledger import Ledger
@@ -25,6 +30,7 @@ class Context:
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
         self._stores: dict[str, Store] = {}
+        self._sources: dict[tuple[str, Fingerprint], Source] = {}
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -36,6 +42,12 @@ class Context:
         if uri not in self._stores:
             self._stores[uri] = open_as(uri, self.settings.store)
         return self._stores[uri]
+
+    def source(self, uri: str, by: Fingerprint) -> Source:
+        """Return the source at `uri` whose files are known `by` that, opened once."""
+        if (uri, by) not in self._sources:
+            self._sources[uri, by] = open_source(uri, self.settings.source, by)
+        return self._sources[uri, by]
 
 
 def open_as(uri: str, settings: StoreSettings) -> Store:

@@ -157,7 +157,7 @@ class RunSpec:
 
     run_id: str
     kind: Literal["recompute", "refresh"]
-    root: str  # the session tree
+    source: str  # where the sessions are: the path of a session tree, or see `core.sources`
     store: str  # URI of the store
     labs: tuple[str, ...] = ()  # all of them where empty
     subjects: tuple[str, ...] = ()
@@ -168,8 +168,8 @@ class RunSpec:
 
     @property
     def same(self) -> str:
-        """A name that runs share which do the same: their kind, tree, store, labs and subjects."""
-        asked = [self.kind, self.root, self.store, *map(sorted, (self.labs, self.subjects, self.only))]
+        """A name that runs share which do the same: their kind, source, store, labs and subjects."""
+        asked = [self.kind, self.source, self.store, *map(sorted, (self.labs, self.subjects, self.only))]
         return blake2b(orjson.dumps(asked), digest_size=8).hexdigest()
 
     @classmethod

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import wraps
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -26,7 +25,6 @@ import redis
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
-from core.discover import absent_subjects
 from core.errors import CorruptTable, PermanentError, StoreConflict, TransientError
 from core.freshness import LABS_KEY, Look, note_looks
 from core.join import join_days
@@ -35,7 +33,7 @@ from core.schema import SCHEMA_VERSION, SOFTWARE_VERSION
 from core.status import compute_statuses as statuses_of
 from core.storage.base import Store, update
 from core.summarise import summarise
-from core.synchronise import find_work, load_days, put_tables
+from core.synchronise import find_work, put_tables
 from core.tables import COHORT_KEY, build_tables, cohort_rows, cohort_subjects, merge_cohort, run_key, subject_keys
 from workers import logs, messages, retry
 from workers.app import app
@@ -166,8 +164,9 @@ def summarise_days(task: Any, spec: RunSpec, subject: Subject, attempt: int, pie
         if under_way and not ledger.pieces_missing(spec.run_id, subject):
             go_on(spec, subject)
         return NOTHING_LEFT
-    sessions = find_work(Path(spec.root), subject.lab, subject.subject, dates, work.held)
-    days = summarise(load_days(sessions, spec.fingerprint))
+    source = context().source(spec.source, spec.fingerprint).subject(subject.lab, subject.subject)
+    sessions = find_work(source, dates, work.held)
+    days = summarise(source.load(sessions))
     count = sum(len(paths) for paths in sessions.values())
     complete = ledger.deliver(
         spec.run_id,
@@ -323,11 +322,12 @@ def _days(produced: Produced) -> list[DaySummary]:
 
 
 def _absent(spec: RunSpec, stored: bytes | None) -> list[Subject]:
-    """Return the subjects of the cohort table that the tree no longer has, of the labs that the run is over."""
+    """Return the subjects of the cohort table that the source no longer has, of the labs that the run is over."""
     if stored is None or spec.only:
         return []
     wanted = [(lab, name) for lab, name in cohort_subjects(stored) if not spec.subjects or name in spec.subjects]
-    return [Subject(lab=lab, subject=name) for lab, name in absent_subjects(Path(spec.root), spec.labs, wanted)]
+    source = context().source(spec.source, spec.fingerprint)
+    return [Subject(lab=lab, subject=name) for lab, name in source.absent(spec.labs, wanted)]
 
 
 def _stored_cohort(spec: RunSpec) -> list[dict[str, Any]]:
@@ -356,7 +356,7 @@ def _record(spec: RunSpec, outcomes: dict[Subject, Outcome], error: str | None =
     return {
         "run_id": spec.run_id,
         "kind": spec.kind,
-        "root": spec.root,
+        "source": spec.source,
         "store": spec.store,
         "labs": spec.labs,
         "subjects": spec.subjects,

@@ -13,11 +13,14 @@ import orjson
 from core.errors import ConfigurationError
 from scheduler.cli.logs import log_options
 from scheduler.cli.options import (
+    NamedSource,
     blames,
     json_option,
     option,
+    required,
     schedule_from,
     schedule_options,
+    source_options,
     store_options,
     store_settings,
 )
@@ -32,7 +35,7 @@ _SHOWN = 3
 
 @click.command()
 @option("--broker", required=True, help="URL of the Redis that running workers listen to.")
-@option("--root", required=True, help="The session tree, under the path that workers see it.")
+@source_options
 @store_options
 @schedule_options
 @option(
@@ -51,7 +54,7 @@ _SHOWN = 3
 @log_options
 def beat(
     broker: str,
-    root: str,
+    source: NamedSource | None,
     store: str,
     s3_endpoint: str | None,
     s3_profile: str | None,
@@ -78,7 +81,6 @@ def beat(
     if not schedule.jobs:
         raise ConfigurationError("nothing is scheduled: --refresh-at and --recompute-at are both 'never'")
 
-    from core.discover import check_root
     from scheduler import beat as beating
     from workers import logs
     from workers.app import configure
@@ -86,9 +88,8 @@ def beat(
     from workers.context import open_as
     from workers.ledger import Ledger
 
-    with blames("--root"):
-        tree = check_root(Path(root).absolute())
-    check_labs(schedule, tree)
+    source = required(source)
+    check_labs(schedule, source)
     with blames("--store"):
         if "://" not in store:
             store = str(Path(store).absolute())
@@ -102,7 +103,7 @@ def beat(
     with blames("--state"):
         beating.run(
             app,
-            beating.entries(schedule, root=str(tree), store=store),
+            beating.entries(schedule, source=source.uri, store=store),
             (state or _default_state()).absolute(),
             Ledger(client),
             patience,
@@ -111,9 +112,9 @@ def beat(
 
 @click.command()
 @schedule_options
-@option("--root", help="The session tree: labs that the schedule names are looked for in it.")
+@source_options
 @json_option
-def schedule(refresh_at: str, recompute_at: str, timezone: str, root: str | None, as_json: bool) -> None:
+def schedule(refresh_at: str, recompute_at: str, timezone: str, source: NamedSource | None, as_json: bool) -> None:
     """Show what is scheduled, and the next times of each job, in the schedule's time zone.
 
     \b
@@ -122,12 +123,8 @@ def schedule(refresh_at: str, recompute_at: str, timezone: str, root: str | None
     from scheduler.cli.show import table
 
     made = schedule_from(refresh_at, recompute_at, timezone)
-    if root is not None:
-        from core.discover import check_root
-
-        with blames("--root"):
-            tree = check_root(Path(root).absolute())
-        check_labs(made, tree)
+    if source:
+        check_labs(made, source)
     now = datetime.now(UTC)
     jobs = [(job, made.next_times(job, now, _SHOWN)) for job in made.jobs]
     if as_json:
@@ -147,15 +144,18 @@ def schedule(refresh_at: str, recompute_at: str, timezone: str, root: str | None
     )
 
 
-def check_labs(schedule: Schedule, tree: Path) -> None:
-    """Look for the labs of a schedule in the tree, so that one that is misspelt is told now and not at night."""
-    from core.discover import find_labs
+def check_labs(schedule: Schedule, source: NamedSource) -> None:
+    """Look for the labs of a schedule in the source, so that one that is misspelt is told now and not at night."""
+    from core.sources import open_source
 
+    with blames(source.option):
+        opened = open_source(source.uri, source.settings)
+        opened.check()
     for kind in ("refresh", "recompute"):
         with blames(f"--{kind}-at"):
             for job in schedule.jobs:
                 if job.kind == kind:
-                    find_labs(tree, job.labs)
+                    opened.labs(job.labs)
 
 
 def _default_state() -> Path:

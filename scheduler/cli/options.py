@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from core.config import StoreSettings
+from core.config import SourceSettings, StoreSettings
 from core.errors import BrokerUnavailable, ConfigurationError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PREFIX = "TRAINING_STATUS_"
+#: Sources whose address stands behind their name.
+_ADDRESSED = ("one", "aggregates")
+_GIGABYTES = click.FloatRange(min=0, min_open=True)
+_SIZE = "Gigabytes that downloads may take; what was not used for longest goes first."
 
 
 def option(*names: str, **settings: Any) -> Callable[[Command], Command]:
@@ -49,6 +56,94 @@ def store_options(command: Command) -> Command:
     ):
         command = add(command)
     return command
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedSource:
+    """The source that a command was given."""
+
+    uri: str  # as `core.sources.open_source` takes it
+    settings: SourceSettings
+
+    @property
+    def option(self) -> str:
+        """The option that names it."""
+        kind = self.uri.partition(":")[0]
+        return f"--{kind}" if kind in _ADDRESSED else "--root"
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables that name the source, and how it is reached, to another process."""
+        value = self.uri if self.option == "--root" else self.uri.partition(":")[2]
+        return {variable(self.option): value, **source_environment(self.settings)}
+
+
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name a source; the command gets them as `source`, None where none is named."""
+
+    @source_settings_options
+    @wraps(command)
+    def named(*args: Any, source_settings: SourceSettings, **options: Any) -> Any:
+        uri = _uri({name: options.pop(name) for name in ("root", *_ADDRESSED)})
+        return command(*args, source=NamedSource(uri=uri, settings=source_settings) if uri else None, **options)
+
+    for add in (
+        option("--aggregates", help="The public aggregates: s3://bucket/prefix or a folder, with aggregates/Subjects."),
+        option("--one", help="ONE: local:FOLDER for a cache of ONE, or the URL of an Alyx server."),
+        option("--root", help="A session tree: <lab>/Subjects/<subject>/<date>/<number>."),
+    ):
+        named = add(named)
+    return named
+
+
+def source_settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how sources are reached; the command gets them as `source_settings`."""
+
+    @wraps(command)
+    def with_settings(*args: Any, **options: Any) -> Any:
+        given = {each.name: options.pop(each.name) for each in fields(SourceSettings)}
+        return command(*args, source_settings=SourceSettings(**given), **options)
+
+    for add in (
+        option(
+            "--cache-size", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, help=_SIZE
+        ),
+        option("--cache", help="Folder of what is downloaded; by default below $XDG_CACHE_HOME or ~/.cache."),
+        option("--one-token", help="Token for Alyx, instead of a password; give it by its environment variable."),
+        option("--one-password", help="Password for Alyx; give it by its environment variable."),
+        option("--one-user", help="User at Alyx."),
+    ):
+        with_settings = add(with_settings)
+    return with_settings
+
+
+def source_environment(settings: SourceSettings) -> dict[str, str]:
+    """Return the environment variables that give another process these settings."""
+    named = {field.name: getattr(settings, field.name) for field in fields(SourceSettings)}
+    return {PREFIX + name.upper(): str(value) for name, value in named.items() if value is not None}
+
+
+def required(source: NamedSource | None) -> NamedSource:
+    """Return the source; ConfigurationError where none is named."""
+    if source is None:
+        raise ConfigurationError(
+            f"no source: name a session tree with --root ({variable('--root')}), or --one, --aggregates"
+        )
+    return source
+
+
+def _uri(given: Mapping[str, str | None]) -> str | None:
+    named = {name: value for name, value in given.items() if value}
+    if not named:
+        return None
+    if len(named) > 1:
+        raise ConfigurationError(f"{' and '.join('--' + name for name in named)} exclude each other: name one of them")
+    ((name, value),) = named.items()
+    if name == "root":
+        return str(Path(value).absolute())
+    kind, separator, folder = value.partition(":")
+    if name == "one" and kind == "local" and separator:
+        return f"one:local:{Path(folder).absolute()}"
+    return f"{name}:{value if '://' in value else Path(value).absolute()}"
 
 
 def filter_options(command: Command) -> Command:

@@ -13,11 +13,14 @@ import orjson
 from core.errors import ConfigurationError
 from scheduler.cli.exits import Exit, Interrupted
 from scheduler.cli.options import (
+    NamedSource,
     as_environment,
     default_workers,
     filter_options,
     json_option,
     option,
+    required,
+    source_options,
     store_options,
     store_settings,
 )
@@ -42,7 +45,7 @@ def _run_options(command: Any) -> Any:
         ),
         filter_options,
         store_options,
-        option("--root", required=True, help="The session tree: <lab>/Subjects/<subject>/<date>/<number>."),
+        source_options,
     ):
         command = add(command)
     return command
@@ -76,7 +79,7 @@ def refresh(**options: Any) -> int:
 def _run(
     kind: Literal["recompute", "refresh"],
     *,
-    root: str,
+    source: NamedSource | None,
     store: str,
     s3_endpoint: str | None,
     s3_profile: str | None,
@@ -96,8 +99,8 @@ def _run(
     if no_wait and not broker:
         raise ConfigurationError("--no-wait goes with --broker: embedded workers end with the command")
 
-    from core.discover import find_labs, find_subjects
     from core.names import check_subject
+    from core.sources import open_source
     from scheduler import runs
     from scheduler.embedded import Embedded
     from workers.app import configure
@@ -105,24 +108,27 @@ def _run(
     from workers.context import open_as
     from workers.ledger import Ledger
 
+    source = required(source)
     # All that can be wrong with the options is found before anything is started or written.
-    tree = Path(root).absolute()
-    found, _ = find_labs(tree, labs)
-    known = {subject for lab in found for subject in find_subjects(tree, lab, subjects)[0]} if subjects else set()
+    opened = open_source(source.uri, source.settings, fingerprint)
+    found, _ = opened.labs(labs)
+    known = {subject for lab in found for subject in opened.subjects(lab, subjects)[0]} if subjects else set()
     if missing := [subject for subject in subjects if check_subject(subject) not in known]:
-        raise ConfigurationError(f"no subject {missing[0]!r} in {tree} in {', '.join(found)}")
+        raise ConfigurationError(f"no subject {missing[0]!r} in {source.uri} in {', '.join(found)}")
     settings = store_settings(s3_endpoint, s3_profile, s3_region)
     if "://" not in store:
         store = str(Path(store).absolute())
     open_as(store, settings).check()
     spec = runs.new_run(
-        kind, root=str(tree), store=store, labs=labs, subjects=subjects, prune=prune, fingerprint=fingerprint
+        kind, source=source.uri, store=store, labs=labs, subjects=subjects, prune=prune, fingerprint=fingerprint
     )
 
     with ExitStack() as stack:
         keep_alive = None
         if broker is None:
-            private = stack.enter_context(Embedded(workers or default_workers(), as_environment(settings)))
+            private = stack.enter_context(
+                Embedded(workers or default_workers(), {**as_environment(settings), **source.environment()})
+            )
             broker, keep_alive = private.broker, private.keep_alive
         client = connect(broker)
         check(client, broker)

@@ -22,12 +22,15 @@ from scheduler.cli.exits import Exit
 from scheduler.cli.flower import check_login
 from scheduler.cli.logs import log_options
 from scheduler.cli.options import (
+    NamedSource,
     as_environment,
     blames,
     default_workers,
     option,
+    required,
     schedule_from,
     schedule_options,
+    source_options,
     store_options,
     store_settings,
 )
@@ -44,7 +47,7 @@ _PASSWORD_FILE = "flower-password"
 
 
 @click.command()
-@option("--root", required=True, help="The session tree: <lab>/Subjects/<subject>/<date>/<number>.")
+@source_options
 @store_options
 @option("--workers", type=click.IntRange(min=1), help="Worker processes; one a processor where not given.")
 @schedule_options
@@ -64,7 +67,7 @@ _PASSWORD_FILE = "flower-password"
 @option("--flower-password", help="Password of Flower; made, said once and kept in the --state folder if not given.")
 @log_options
 def up(
-    root: str,
+    source: NamedSource | None,
     store: str,
     s3_endpoint: str | None,
     s3_profile: str | None,
@@ -88,7 +91,6 @@ def up(
     training-status up --root /data --store tables --refresh-at "0 2 * * *" --timezone Europe/London
     training-status refresh --root /data --store tables --broker "$(cat ~/.local/state/training-status/up/broker)"
     """
-    from core.discover import check_root
     from scheduler.embedded import BROKER_FILE, Embedded, Part
     from workers import logs
     from workers.context import open_as
@@ -96,9 +98,8 @@ def up(
     # All that can be wrong with the options is found before anything is started.
     check_login(flower_user, flower_password or "made below", False)
     schedule = schedule_from(refresh_at, recompute_at, timezone)
-    with blames("--root"):
-        tree = check_root(Path(root).absolute())
-    check_labs(schedule, tree)
+    source = required(source)
+    check_labs(schedule, source)
     settings = store_settings(s3_endpoint, s3_profile, s3_region)
     if "://" not in store:
         store = str(Path(store).absolute())
@@ -113,7 +114,7 @@ def up(
         password, made = (flower_password, False) if flower_password else _kept_password(folder)
         environment = {
             **as_environment(settings),
-            "TRAINING_STATUS_ROOT": str(tree),
+            **source.environment(),
             "TRAINING_STATUS_STORE": store,
             "TRAINING_STATUS_LOG_FORMAT": log_format,
             "TRAINING_STATUS_LOG_LEVEL": log_level,
@@ -140,7 +141,7 @@ def up(
                 password_told = "the password that was set"
             else:
                 password_told = f"password {password}" if made else f"the password in {folder / _PASSWORD_FILE}"
-            click.echo(f"up: {count} worker processes on {tree}, tables in {store}")
+            click.echo(f"up: {count} worker processes on {source.uri}, tables in {store}")
             click.echo(f"Flower: http://{_HOST}:{port} user {flower_user}, {password_told}")
             _tell_schedule(schedule)
             click.echo(f"broker: {private.broker}")

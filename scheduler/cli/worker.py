@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from core.config import WorkerSettings
+from core.config import SourceSettings, WorkerSettings
 from core.errors import ConfigurationError
 from scheduler.cli.logs import log_options
-from scheduler.cli.options import blames, default_workers, option, store_settings
+from scheduler.cli.options import blames, default_workers, option, source_settings_options, store_settings
 
 if TYPE_CHECKING:
     from workers.logs import Format
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @option("--s3-endpoint", help="URL of an S3-compatible server; AWS where not given.")
 @option("--s3-profile", help="Profile of the AWS configuration that has the credentials.")
 @option("--s3-region", help="Region of the S3 server.")
+@source_settings_options
 @option("--alive-file", help="A file that is touched every few seconds while the broker hears this worker.")
 @log_options
 def worker(
@@ -48,6 +49,7 @@ def worker(
     s3_endpoint: str | None,
     s3_profile: str | None,
     s3_region: str | None,
+    source_settings: SourceSettings,
     alive_file: str | None,
     log_format: Format,
     log_level: str,
@@ -77,7 +79,7 @@ def worker(
         redis_broker.check(client, broker)
     client.close()
     logs.configure("worker", log_format, log_level)
-    context.use(WorkerSettings(broker=broker, store=settings))
+    context.use(WorkerSettings(broker=broker, store=settings, source=source_settings))
     reconcile_regularly(broker, patience)
     if alive_file:
         _touch_while_alive(Path(alive_file))

@@ -20,6 +20,7 @@ import yaml
 
 from core.discover import find_labs, find_subjects
 from core.pipeline import recompute_subject
+from core.sources import TreeSource
 from core.storage import open_store
 from core.tables import COHORT_KEY, subject_keys
 from scheduler.cli.options import PREFIX
@@ -134,7 +135,7 @@ def test_a_recompute_through_the_services_fills_the_bucket(deployment: Deploymen
     keys = []
     for lab in find_labs(mice)[0]:
         for subject in find_subjects(mice, lab)[0]:
-            recompute_subject(mice, lab, subject, plain)
+            recompute_subject(TreeSource(mice), lab, subject, plain)
             keys += list(vars(subject_keys(lab, subject)).values())
     session = boto3.session.Session("try-out", S3_SECRET, region_name="us-east-1")
     client = session.client("s3", endpoint_url=f"http://127.0.0.1:{deployment.port(8333)}")

@@ -17,6 +17,7 @@ import psutil
 import redis
 
 from core.pipeline import recompute_subject
+from core.sources import TreeSource
 from core.storage import Store, open_store
 from core.tables import COHORT_KEY, merge_cohort, run_key, subject_keys
 from scheduler.embedded import find_server
@@ -280,7 +281,7 @@ class Arena:
 def undisturbed(root: Path, subjects: Subjects, memory: str) -> dict[str, bytes]:
     """Return all objects that a recompute leaves in a store, from the plain pipeline."""
     store = open_store(f"memory://{memory}")
-    rows = [row for lab, subject in subjects for row in recompute_subject(root, lab, subject, store).cohort]
+    rows = [row for lab, subject in subjects for row in recompute_subject(TreeSource(root), lab, subject, store).cohort]
     return {**objects(store, subjects), COHORT_KEY: merge_cohort(None, rows)}
 
 

@@ -202,7 +202,7 @@ def ledger(broker: str, redis_client: redis.Redis) -> Ledger:
 def test_a_run_that_is_submitted_twice_is_one_run(
     herd: Herd, arena: Arena, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = runs.new_run("recompute", root=str(herd.root), store=str(folder))
+    spec = runs.new_run("recompute", source=str(herd.root), store=str(folder))
     sent: list[RunSpec] = []
     monkeypatch.setattr(messages, "send_plan", lambda spec, cursor="": sent.append(spec))
     for _ in range(2):
@@ -240,7 +240,7 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(ledger: Ledger, root: Path, store: Path, names: list[Subject], kind: str = "recompute") -> RunSpec:
-    spec = runs.new_run("refresh" if kind == "refresh" else "recompute", root=str(root), store=str(store))
+    spec = runs.new_run("refresh" if kind == "refresh" else "recompute", source=str(root), store=str(store))
     ledger.open_run(spec)
     ledger.register(spec.run_id, names)
     ledger.set_planned(spec.run_id)

@@ -300,7 +300,7 @@ def test_who_watches_outlives_a_redis_that_is_out_of_memory(
     monkeypatch.setattr(runs, "_RECONCILE_EVERY", 0.0)
     monkeypatch.setattr(runs, "PATIENCE", -1.0)
     configure(arena.redis.url)
-    spec = runs.new_run("recompute", root=str(pair.root), store=str(folder))
+    spec = runs.new_run("recompute", source=str(pair.root), store=str(folder))
     arena.ledger.open_run(spec)
     arena.client.config_set("maxmemory", "1mb")
     seen = []

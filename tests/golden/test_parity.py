@@ -59,6 +59,7 @@ from core.records import Session
 from core.simulation.formats import Quirks, Rig, write_session
 from core.simulation.mouse import Skill, draw_habituation, draw_trials
 from core.simulation.real_mouse import write_real_mouse
+from core.sources import TreeSource
 from core.storage import open_store
 from core.storage.memory import MemoryStore
 from core.summarise import count, signed_contrasts
@@ -323,11 +324,11 @@ def test_4_a_new_session_of_an_old_day(mouse: Path) -> None:
     root = mouse.parents[2]
     write(mouse, MONDAY, "training", FEW)
     run_peer(mouse, 0, save=True)
-    recompute_subject(root, "alab", "A_001", store)
-    assert look(root, "alab", "A_001", store, keys, everything=False).unchanged
+    recompute_subject(TreeSource(root), "alab", "A_001", store)
+    assert look(TreeSource(root).subject("alab", "A_001"), store, keys, everything=False).unchanged
     write(mouse, MONDAY, "training", FEW, number=2)
     assert list(statuses(run_peer(mouse, 0, save=True))) == [f"{MONDAY}/001"]
-    assert look(root, "alab", "A_001", store, keys, everything=False).dates == (MONDAY,)
+    assert look(TreeSource(root).subject("alab", "A_001"), store, keys, everything=False).dates == (MONDAY,)
     assert list(statuses(run_ours(mouse))) == [f"{MONDAY}/001", f"{MONDAY}/002"]
 
 

@@ -57,7 +57,7 @@ class Beat:
     def __init__(self, state: Path, ledger: Ledger, jobs: str = NIGHTLY) -> None:
         state.mkdir(exist_ok=True)
         made = Schedule(jobs=parse_jobs("refresh", jobs), zone=ZoneInfo("UTC"))
-        self.entries = entries(made, root="mice", store="tables")
+        self.entries = entries(made, source="mice", store="tables")
         for one in self.entries.values():
             one["schedule"] = Told(one["schedule"].crontab, "UTC")
         app.conf.beat_schedule = self.entries
@@ -207,7 +207,7 @@ def test_what_a_run_owes_is_sent_again_where_nobody_watches(
     ledger: Ledger, beat_in: Beats, redis_client: redis.Redis
 ) -> None:
     beat = beat_in()
-    ledger.open_run(RunSpec(run_id="r1", kind="refresh", root="mice", store="tables"))
+    ledger.open_run(RunSpec(run_id="r1", kind="refresh", source="mice", store="tables"))
     redis_client.hset("training-status:run:r1", "touched", 1.0)  # its plan was sent long ago, and lost
     beat.scheduler.look()
     waiting = [key for key in redis_client.keys(f"{QUEUE}*") if redis_client.type(key) == b"list"]
@@ -254,7 +254,7 @@ def test_each_job_is_an_entry_and_there_are_no_others(beat_in: Beats) -> None:
     names = ["refresh of all labs at '0 2 * * *' UTC", "refresh of a at '30 2 * * *' UTC"]
     assert sorted(beat.scheduler.schedule) == sorted(names)
     assert beat.specs() == [
-        RunSpec(run_id="", kind="refresh", root="mice", store="tables", labs=labs) for labs in ((), ("a",))
+        RunSpec(run_id="", kind="refresh", source="mice", store="tables", labs=labs) for labs in ((), ("a",))
     ]
 
 

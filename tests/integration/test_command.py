@@ -15,6 +15,7 @@ import pytest
 
 from core.discover import find_labs, find_subjects
 from core.pipeline import recompute_subject
+from core.sources import TreeSource
 from core.storage import open_store
 from tests.processes import COMMAND, environment, interruptible, training_status, wait_for
 
@@ -30,7 +31,7 @@ def plain_tables(root: Path, folder: Path) -> dict[str, bytes]:
     store.check()
     for lab in find_labs(root)[0]:
         for subject in find_subjects(root, lab)[0]:
-            recompute_subject(root, lab, subject, store)
+            recompute_subject(TreeSource(root), lab, subject, store)
     return tables(folder)
 
 

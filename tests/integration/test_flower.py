@@ -209,7 +209,7 @@ def test_a_fault_of_ours_amid_a_chain_is_red_and_loses_nothing(watched: Watched)
     client = connect(watched.broker)
     ledger, subject = Ledger(client), Subject(lab="simlab01", subject="SIM01_001")
     spec = runs.new_run(
-        "recompute", root=watched.record["root"], store=watched.record["store"], subjects=("SIM01_001",)
+        "recompute", source=watched.record["source"], store=watched.record["store"], subjects=("SIM01_001",)
     )
     ledger.open_run(spec)
     ledger.register(spec.run_id, [subject])

@@ -12,7 +12,7 @@ from core.records import LeftOut
 from workers.ledger import Ledger, Outcome, RunSpec, Subject, Work
 
 RUN = "20261122T080000-abc123"
-SPEC = RunSpec(run_id=RUN, kind="recompute", root="mice", store="tables", labs=("a",), started="2026-11-22T08:00:00")
+SPEC = RunSpec(run_id=RUN, kind="recompute", source="mice", store="tables", labs=("a",), started="2026-11-22T08:00:00")
 MOUSE, OTHER = Subject(lab="a", subject="m1"), Subject(lab="a", subject="m2")
 
 

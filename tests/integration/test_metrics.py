@@ -46,7 +46,7 @@ class Runs:
         spec = RunSpec(
             run_id=run_id,
             kind=kind,
-            root="/mice",
+            source="/mice",
             store=str(self._store),
             started="2026-01-01T00:00:00+00:00",
             **chosen,

@@ -14,6 +14,7 @@ import redis
 
 from core.discover import find_labs, find_subjects
 from core.pipeline import recompute_subject
+from core.sources import TreeSource
 from core.storage import open_store
 from core.tables import COHORT_KEY, merge_cohort
 from scheduler import runs
@@ -36,7 +37,7 @@ class Site:
 
     def run(self, kind: Literal["recompute", "refresh"], **options: Any) -> dict[str, Any]:
         """Run to the end, without the command; return the record."""
-        spec = runs.new_run(kind, root=str(self.root), store=str(self.store), **options)
+        spec = runs.new_run(kind, source=str(self.root), store=str(self.store), **options)
         runs.start(self.ledger, spec)
         wait_for(lambda: self.ledger.is_ended(spec.run_id), "the run to end", 120)
         record = self.ledger.record(spec.run_id)
@@ -50,7 +51,7 @@ class Site:
         store, cohort = open_store(str(folder)), []
         for lab in find_labs(self.root)[0]:
             for subject in find_subjects(self.root, lab)[0]:
-                cohort += recompute_subject(self.root, lab, subject, store).cohort
+                cohort += recompute_subject(TreeSource(self.root), lab, subject, store).cohort
         return {**tables(folder), COHORT_KEY: merge_cohort(None, cohort)}
 
     def sessions(self, subject: str) -> list[Path]:
@@ -157,7 +158,7 @@ def test_files_known_by_content(site: Site) -> None:
 
 def test_a_retry_is_of_the_kind_of_its_run(broker: str, redis_client: redis.Redis, tmp_path: Path) -> None:
     ledger = Ledger(redis_client)
-    spec = runs.new_run("refresh", root=str(tmp_path), store=str(tmp_path), prune=True, fingerprint="content")
+    spec = runs.new_run("refresh", source=str(tmp_path), store=str(tmp_path), prune=True, fingerprint="content")
     ledger.open_run(spec)
     assert ledger.spec(spec.run_id) == spec
     ledger.close_run(spec.run_id, json.dumps({"error": None, "failed": [{"lab": LAB, "subject": "M1"}]}).encode())

@@ -12,6 +12,7 @@ from celery.exceptions import Retry
 
 from core.config import StoreSettings, WorkerSettings
 from core.errors import PermanentError, StoreUnavailable
+from core.sources.tree import TreeSubject
 from core.synchronise import look
 from scheduler import runs
 from scheduler import tasks as planning
@@ -30,13 +31,13 @@ def ledger(broker: str, redis_client: redis.Redis) -> Ledger:
 def test_a_subject_that_fails_while_planning_holds_up_no_other(
     ledger: Ledger, mice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(root: Path, lab: str, subject: str, *args: Any, **options: Any) -> Any:
-        if subject == "SIM01_002":
+    def refuse(source: TreeSubject, *args: Any, **options: Any) -> Any:
+        if source.name == "SIM01_002":
             raise PermanentError("its table is odd")
-        return look(root, lab, subject, *args, **options)
+        return look(source, *args, **options)
 
     monkeypatch.setattr(planning, "look", refuse)
-    spec = runs.new_run("recompute", root=str(mice), store=str(tmp_path))
+    spec = runs.new_run("recompute", source=str(mice), store=str(tmp_path))
     ledger.open_run(spec)
     with pytest.raises(tasks.Failed, match=r"^simlab01/SIM01_002: its table is odd$"):
         planning.recompute.run(spec.run_id, "")
@@ -49,7 +50,7 @@ def test_a_subject_that_fails_while_planning_holds_up_no_other(
 
 
 def test_a_run_that_cannot_go_on_is_an_error_too(ledger: Ledger, mice: Path, tmp_path: Path) -> None:
-    spec = runs.new_run("recompute", root=str(tmp_path / "nothing"), store=str(tmp_path))
+    spec = runs.new_run("recompute", source=str(tmp_path / "nothing"), store=str(tmp_path))
     ledger.open_run(spec)
     with pytest.raises(tasks.Failed, match=f"^run {spec.run_id}: .*nothing"):
         planning.recompute.run(spec.run_id, "")

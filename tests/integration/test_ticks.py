@@ -23,7 +23,7 @@ from workers.ledger import Ledger, RunSpec
 #: Due times lie in the past, as for messages that come late; nothing was begun since.
 DUE = datetime(2026, 11, 1, 2, tzinfo=UTC)
 DAY = timedelta(days=1)
-WHAT = RunSpec(run_id="", kind="refresh", root="mice", store="tables", labs=("a",))
+WHAT = RunSpec(run_id="", kind="refresh", source="mice", store="tables", labs=("a",))
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_run_that_the_ledger_has_forgotten_holds_nothing_up(ledger: Ledger, re
     "change",
     [
         {"kind": "recompute"},
-        {"root": "other"},
+        {"source": "other"},
         {"store": "other"},
         {"labs": ("a", "b")},
         {"labs": ()},
@@ -139,10 +139,10 @@ def test_skipped_ticks_are_kept_to_a_number(ledger: Ledger) -> None:
 
 def test_ticks_through_a_worker(mice: Path, broker: str, ledger: Ledger, tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
-    spec = replace(WHAT, root=str(mice), store=str(tmp_path / "t"), labs=())
+    spec = replace(WHAT, source=str(mice), store=str(tmp_path / "t"), labs=())
     one_lab = replace(spec, labs=("simlab01",))
     now = datetime.now(UTC).replace(microsecond=0)
-    held = runs.new_run("refresh", root=str(mice), store=str(tmp_path / "t"), labs=("simlab01",))
+    held = runs.new_run("refresh", source=str(mice), store=str(tmp_path / "t"), labs=("simlab01",))
     ledger.open_run(held)  # and nothing more: it stays open until somebody sends its plan
     log = tmp_path / "worker.log"
     app.send_task("training_status.start_run", [{"kind": "refresh"}, now.isoformat()], priority=0)
@@ -190,7 +190,7 @@ def test_a_run_notes_the_labs_that_it_covers_whole(mice: Path, broker: str, ledg
     folder.mkdir()
 
     def finished(kind: Literal["recompute", "refresh"], **chosen: tuple[str, ...]) -> tuple[dict, dict[str, bytes]]:
-        spec = runs.new_run(kind, root=str(mice), store=str(folder), **chosen)
+        spec = runs.new_run(kind, source=str(mice), store=str(folder), **chosen)
         runs.start(ledger, spec)
         wait_for(lambda: ledger.is_ended(spec.run_id), "the run to end")
         record = ledger.record(spec.run_id)

@@ -90,7 +90,7 @@ def counted(mice: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
 def recompute(ledger: Ledger, root: Path, proxy: S3Proxy) -> Requests:
     """Recompute all subjects, and return the requests to the store."""
     proxy.requests.clear()
-    spec = runs.new_run("recompute", root=str(root), store=STORE)
+    spec = runs.new_run("recompute", source=str(root), store=STORE)
     runs.start(ledger, spec)
     wait_for(lambda: ledger.is_ended(spec.run_id), "the run to end", 120)
     record = ledger.record(spec.run_id)

@@ -14,6 +14,7 @@ import redis
 
 from core.freshness import LABS_KEY
 from core.pipeline import recompute_subject
+from core.sources import TreeSource
 from core.storage import Store, open_store
 from core.tables import COHORT_KEY, run_key, subject_keys
 from scheduler import runs
@@ -38,7 +39,7 @@ def expected(mice: Path) -> dict[str, bytes]:
     """The objects of every subject, from the plain pipeline."""
     store = open_store("memory://expected")
     for lab, subject in SUBJECTS:
-        recompute_subject(mice, lab, subject, store)
+        recompute_subject(TreeSource(mice), lab, subject, store)
     return subject_objects(store)
 
 
@@ -52,7 +53,7 @@ def subject_objects(store: Store) -> dict[str, bytes]:
 
 
 def start(ledger: Ledger, mice: Path, store: Path) -> RunSpec:
-    spec = runs.new_run("recompute", root=str(mice), store=str(store))
+    spec = runs.new_run("recompute", source=str(mice), store=str(store))
     store.mkdir(exist_ok=True)
     runs.start(ledger, spec)
     return spec

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from core.discover import find_files
 from core.load import load_session
 from core.records import days_to_json
+from core.sources.tree import load_days
 from core.summarise import summarise
-from core.synchronise import load_days
 from tests.trees import session
 
 Damage = Callable[[bytes], bytes]

@@ -19,6 +19,7 @@ from scipy.special import erf
 
 from core.pipeline import recompute_subject
 from core.records import NAN
+from core.sources import TreeSource
 from core.storage import Store, open_store
 from tests.trees import KEYS, LAB, SUBJECT, clumsy, cut, join, rows, session, statuses, training, trials
 
@@ -47,7 +48,7 @@ def store() -> Store:
 
 def found(root: Path, store: Store) -> pd.DataFrame:
     """The training table of a recompute, with paths as date/number."""
-    recompute_subject(root, LAB, SUBJECT, store)
+    recompute_subject(TreeSource(root), LAB, SUBJECT, store)
     frame = pd.DataFrame(training(store))
     return frame.assign(session_path=["/".join(path.split("/")[-2:]) for path in frame["session_path"]])
 
@@ -271,7 +272,7 @@ def test_forty_five_biased_sessions_straight_to_ready4delay(tmp_path: Path, stor
         late = at >= 29
         few = trials([(100.0, 2, 1)])
         session(tmp_path, date, protocol="biased", trials=many if late else few, ephys=late)
-    recompute_subject(tmp_path, LAB, SUBJECT, store)
+    recompute_subject(TreeSource(tmp_path), LAB, SUBJECT, store)
     assert list(statuses(store).values()) == ["trained 1b"] * 29 + ["ready4delay"] * 16
 
 
@@ -305,7 +306,7 @@ def test_a_mouse_goes_all_the_way(tmp_path: Path, store: Store) -> None:
     ]
     for date, (_, given) in zip(dates(len(stages)), stages, strict=True):
         session(tmp_path, date, **given)
-    recompute_subject(tmp_path, LAB, SUBJECT, store)
+    recompute_subject(TreeSource(tmp_path), LAB, SUBJECT, store)
     assert list(statuses(store).values()) == [status for status, _ in stages]
     last = training(store)[-1]
     assert math.isnan(last["n_trials"])

@@ -20,6 +20,7 @@ from core.discover import find_labs, find_subjects
 from core.errors import InvalidName
 from core.pipeline import recompute_subject
 from core.records import LeftOut
+from core.sources import TreeSource
 from core.storage import Store, open_store
 from core.synchronise import look
 from core.tables import read_provenance
@@ -49,7 +50,7 @@ def root(tmp_path: Path) -> Path:
 
 def left_out(root: Path, store: Store) -> list[LeftOut]:
     """Recompute; the good sessions must be there; return those that were left out."""
-    recompute_subject(root, LAB, SUBJECT, store)
+    recompute_subject(TreeSource(root), LAB, SUBJECT, store)
     assert {name: status for name, status in statuses(store).items() if name in GOOD} == dict.fromkeys(
         GOOD, "in training"
     )
@@ -57,7 +58,7 @@ def left_out(root: Path, store: Store) -> list[LeftOut]:
     assert not refresh(root, store), "a refresh sees the same"
     stored = store.get(KEYS.training)
     assert stored is not None
-    told = [*look(root, LAB, SUBJECT, store, KEYS, everything=True).left_out]
+    told = [*look(TreeSource(root).subject(LAB, SUBJECT), store, KEYS, everything=True).left_out]
     told += read_provenance(stored.data, KEYS.training).left_out
     assert all(left.reason.isprintable() and left.session.isascii() for left in told), "each in one line"
     return told
@@ -316,7 +317,7 @@ def test_a_folder_that_is_a_link_back_to_itself(root: Path, store: Store, name: 
 def test_of_chained_protocols_the_good_one_is_used(root: Path, store: Store) -> None:
     folder = session(root, BAD, tasks=[("training", clumsy()), ("biased", clumsy())])
     (folder / "alf/task_01/_ibl_trials.table.pqt").write_bytes(b"junk")
-    recompute_subject(root, LAB, SUBJECT, store)
+    recompute_subject(TreeSource(root), LAB, SUBJECT, store)
     assert statuses(store) == dict.fromkeys((*GOOD, f"{BAD}/001"), "in training")
 
 
@@ -358,7 +359,7 @@ def open_root() -> Iterator[Path]:
 def test_a_file_or_folder_of_a_session_to_which_the_right_is_missing(open_root: Path, store: Store, name: str) -> None:
     path = session(open_root, BAD) / name
     with denied(path):
-        recompute_subject(open_root, LAB, SUBJECT, store)
+        recompute_subject(TreeSource(open_root), LAB, SUBJECT, store)
     if name.endswith("goCueTrigger_times.npy"):  # that it is there is all that is asked of it
         assert f"{BAD}/001" in statuses(store)
         return
@@ -374,8 +375,8 @@ def test_a_file_or_folder_of_a_session_to_which_the_right_is_missing(open_root: 
 
 def test_a_date_to_which_the_right_is_missing(open_root: Path, store: Store) -> None:
     with denied(session(open_root, BAD).parent):
-        (left,) = look(open_root, LAB, SUBJECT, store, KEYS, everything=True).left_out
-        recompute_subject(open_root, LAB, SUBJECT, store)
+        (left,) = look(TreeSource(open_root).subject(LAB, SUBJECT), store, KEYS, everything=True).left_out
+        recompute_subject(TreeSource(open_root), LAB, SUBJECT, store)
     assert left == LeftOut(session=BAD, reason="folder left out: it cannot be listed: Permission denied")
     assert statuses(store) == dict.fromkeys(GOOD, "in training")
     assert refresh(open_root, store)
@@ -431,12 +432,12 @@ def test_odd_subjects(root: Path, store: Store, name: str) -> None:
     assert odd.session.isascii()
     assert odd.reason.isprintable()
     with pytest.raises(InvalidName):
-        recompute_subject(root, LAB, name, store)
+        recompute_subject(TreeSource(root), LAB, name, store)
 
 
 def test_an_empty_subject_puts_nothing(tmp_path: Path, store: Store) -> None:
     (tmp_path / LAB / "Subjects" / SUBJECT / BAD).mkdir(parents=True)
-    recompute_subject(tmp_path, LAB, SUBJECT, store)
+    recompute_subject(TreeSource(tmp_path), LAB, SUBJECT, store)
     assert list(store.keys()) == []
 
 

@@ -12,6 +12,7 @@ from core.errors import ConfigurationError, CorruptTable, InvalidName
 from core.explain import explain_day, find_criteria
 from core.pipeline import recompute_subject
 from core.records import NAN
+from core.sources import TreeSource
 from core.storage import Store, open_store
 from tests.trees import KEYS, LAB, SUBJECT, session, trials
 
@@ -100,7 +101,7 @@ def test_from_sessions_to_words(tmp_path: Path, store: Store) -> None:
     # 90 trials at each side and 40 at zero contrast: everything for 1a is there, for 1b the number of trials is not.
     session(tmp_path, "2020-01-02", trials=trials([(-100.0, 90, 0), (0.0, 40, 20), (100.0, 90, 90)]))
     session(tmp_path, "2020-01-01", protocol="habituation")
-    recompute_subject(tmp_path, LAB, SUBJECT, store)
+    recompute_subject(TreeSource(tmp_path), LAB, SUBJECT, store)
     for lab in (LAB, None):
         found_lab, rows = find_criteria(store, SUBJECT, lab)
         assert found_lab == LAB

@@ -12,8 +12,8 @@ import pytest
 from core.criteria import measure_window
 from core.join import add_sessions, join_days
 from core.records import DaySummary, LeftOut
+from core.sources.tree import load_days
 from core.summarise import summarise
-from core.synchronise import load_days
 from tests.trees import join, session, trials
 
 DATE = "2020-01-03"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from core import psychometrics
-from core.records import NO_FIT, Counts, Facts, LeftOut, Session, Trials
-from core.summarise import LoadedDay, count, fit, median, performance_easy, put_together, signed_contrasts, summarise
+from core.records import NO_FIT, Counts, Facts, LeftOut, LoadedDay, Session, Trials
+from core.summarise import count, fit, median, performance_easy, put_together, signed_contrasts, summarise
 from tests.trees import Arrays, join, trials
 
 NAN = math.nan

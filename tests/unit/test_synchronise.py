@@ -17,13 +17,16 @@ from core import psychometrics, schema, tables
 from core.discover import find_files
 from core.errors import PermanentError, StoreConflict
 from core.pipeline import recompute_subject
-from core.records import DayStatus, DaySummary, LeftOut
+from core.records import DayStatus, DaySummary, Fingerprint, LeftOut
+from core.sources import TreeSource
+from core.sources.base import inputs_of
+from core.sources.tree import load_days
 from core.status import compute_statuses
 from core.storage import Store, open_store
 from core.storage.base import StoredObject
 from core.storage.memory import MemoryStore
 from core.summarise import summarise
-from core.synchronise import Look, inputs_of, load_days, look, put_tables
+from core.synchronise import Look, look, put_tables
 from core.tables import SubjectTables, build_tables, read_provenance, read_summaries
 from tests.trees import (
     KEYS,
@@ -58,8 +61,8 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def seen(root: Path, store: Store, *, everything: bool = False, **options: Any) -> Look:
-    return look(root, LAB, SUBJECT, store, KEYS, everything=everything, **options)
+def seen(root: Path, store: Store, *, everything: bool = False, by: Fingerprint = "stat", **options: Any) -> Look:
+    return look(TreeSource(root, by).subject(LAB, SUBJECT), store, KEYS, everything=everything, **options)
 
 
 def stored_bytes(store: Store, key: str = KEYS.summaries) -> bytes:
@@ -501,7 +504,7 @@ def test_a_tree_that_lost_all_sessions_leaves_the_stored_table_alone(root: Path,
     (root / LAB / "Subjects" / SUBJECT).mkdir()
     assert not refresh(root, store)
     assert len(seen(root, store).left_out) == 3
-    recompute_subject(root, LAB, SUBJECT, store)
+    recompute_subject(TreeSource(root), LAB, SUBJECT, store)
     assert objects(store) == before
 
 
@@ -510,7 +513,7 @@ def test_a_subject_with_no_usable_session_leaves_the_stored_table_alone(root: Pa
     before = objects(store)
     for path in (root / LAB).rglob("_iblrig_taskSettings.raw.json"):
         path.write_text("broken")
-    tables = recompute_subject(root, LAB, SUBJECT, store)
+    tables = recompute_subject(TreeSource(root), LAB, SUBJECT, store)
     assert rows(tables.training) == []
     assert objects(store) == before
     assert not refresh(root, store, everything=True)
@@ -552,7 +555,7 @@ def test_a_table_of_an_earlier_schema_is_computed_anew(
 def fresh(root: Path) -> list[bytes | None]:
     """The four objects of a full recompute into an empty store."""
     empty = open_store(f"memory://{uuid4().hex}")
-    recompute_subject(root, LAB, SUBJECT, empty)
+    recompute_subject(TreeSource(root), LAB, SUBJECT, empty)
     return list(objects(empty).values())
 
 
@@ -741,7 +744,7 @@ def test_days_are_loaded_by_session_and_task(tmp_path: Path) -> None:
 
 
 def test_the_parts_of_the_way_add_up_to_the_whole(root: Path, store: Store) -> None:
-    made: Any = recompute_subject(root, LAB, SUBJECT, store)
+    made: Any = recompute_subject(TreeSource(root), LAB, SUBJECT, store)
     assert objects(store) == {
         KEYS.training: made.training,
         KEYS.criteria: made.criteria,

@@ -34,6 +34,7 @@ from core.records import Trials
 from core.schema import TRAINING_COLUMNS, TRIALS_ATTRIBUTES
 from core.simulation.formats import Quirks, write_session
 from core.simulation.tree import simulate
+from core.sources import TreeSource
 from core.storage import open_store
 from core.tables import subject_keys
 
@@ -126,9 +127,8 @@ def write(
 def pipelines_table(subj_path: Path) -> pd.DataFrame:
     """What the main path gives for all sessions of the subject."""
     root, lab, subject = subj_path.parents[2], subj_path.parents[1].name, subj_path.name
-    tables = recompute_subject(
-        root, lab, subject, open_store(f"memory://{root.name}-{np.random.default_rng().random()}")
-    )
+    store = open_store(f"memory://{root.name}-{np.random.default_rng().random()}")
+    tables = recompute_subject(TreeSource(root), lab, subject, store)
     frame: pd.DataFrame = pd.read_parquet(BytesIO(tables.training))
     return frame
 

@@ -1,0 +1,36 @@
+"""Where sessions come from: a session tree, ONE, or the public aggregates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.config import SourceSettings
+from core.records import Fingerprint
+from core.sources.base import Days, Source, SubjectSource
+from core.sources.tree import TreeSource
+
+__all__ = ["Days", "Source", "SubjectSource", "TreeSource", "open_source"]
+
+#: What stands before the address where a source is no session tree.
+ONE = "one:"
+AGGREGATES = "aggregates:"
+
+
+def open_source(uri: str, settings: SourceSettings, by: Fingerprint = "stat") -> Source:
+    """Open a source by its name; nothing is asked of it yet.
+
+    Parameters
+    ----------
+    uri : str
+        The path of a session tree.
+    settings : SourceSettings
+        How servers are reached, and where downloads lie; a tree needs none of it.
+    by : {"stat", "content"}
+        What the files of a tree are known by, see :func:`core.discover.find_files`.
+
+    Raises
+    ------
+    ConfigurationError
+        Where the name is of no form known.
+    """
+    return TreeSource(Path(uri), by)
