@@ -14,7 +14,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 from core.errors import ConfigurationError, InvalidName
-from core.names import SUBJECTS_FOLDER, check_date, check_lab, check_number, check_subject
+from core.names import SUBJECTS_FOLDER, check_date, check_lab, check_number, check_subject, is_date
 from core.records import Fingerprint, LeftOut, SessionFiles
 from core.schema import TRIALS_ATTRIBUTES, TRIALS_MARKER
 
@@ -139,6 +139,38 @@ def absent_subjects(root: Path, wanted: Sequence[str], subjects: Iterable[tuple[
         return []
     open_labs = {lab: names for lab, (names, odd) in found.items() if lab not in {left.session for left in odd}}
     return sorted((lab, name) for lab, name in set(subjects) if lab in open_labs and name not in open_labs[lab])
+
+
+def changed_last(root: Path, labs: Sequence[str], subjects: Sequence[str], count: int) -> list[tuple[str, str]]:
+    """Return the subjects whose folders changed last, the latest first: a hint of where something is new.
+
+    A folder's time tells of names that came or went: in the subject's own a date, in that of its last date a session.
+
+    Parameters
+    ----------
+    root : Path
+        The session tree.
+    labs, subjects : sequence of str
+        Those to look at; all where empty.
+    count : int
+        How many to return at most.
+
+    Returns
+    -------
+    list of (str, str)
+        Lab and subject; folders that cannot be listed are passed over.
+    """
+    times: list[tuple[int, str, str]] = []
+    for lab in find_labs(root, labs)[0]:
+        folder = subjects_folder(root, lab)
+        for subject in find_subjects(root, lab, subjects)[0]:
+            try:
+                own = os.stat(folder / subject).st_mtime_ns
+                latest = max((name for name in os.listdir(folder / subject) if is_date(name)), default="")
+                times.append((max(own, os.stat(folder / subject / latest).st_mtime_ns), lab, subject))
+            except OSError:
+                continue
+    return [(lab, subject) for _, lab, subject in sorted(times, reverse=True)[:count]]
 
 
 def find_sessions(

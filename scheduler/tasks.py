@@ -14,7 +14,7 @@ from core.errors import PermanentError
 from core.records import LeftOut, days_to_json, statuses_to_json
 from core.synchronise import look
 from core.tables import cohort_rows, subject_keys
-from scheduler.plan import CHUNK_SUBJECTS, cut, subjects_after
+from scheduler.plan import CHUNK_SUBJECTS, cut, first_subjects, subjects_after
 from workers import messages, retry
 from workers.app import app
 from workers.context import context
@@ -113,7 +113,8 @@ def _plan(task: Any, run_id: str, cursor: str, again: str | None, attempt: int) 
 def _register_next(spec: RunSpec, cursor: str) -> list[Subject]:
     """Register the next subjects as owed, send the message that plans those behind them, and return them."""
     ledger = context().ledger
-    found = subjects_after(context().source(spec.source, spec.fingerprint), spec, cursor)
+    source = context().source(spec.source, spec.fingerprint)
+    found = subjects_after(source, spec, cursor)
     subjects: list[Subject] = []
     odd: list[LeftOut] = []
     for item in found:
@@ -130,6 +131,11 @@ def _register_next(spec: RunSpec, cursor: str) -> list[Subject]:
             messages.send_finish(spec)
     elif ledger.advance(spec.run_id, cursor, str(subjects[-1])):
         messages.send_plan(spec, str(subjects[-1]))
+        if not cursor:
+            # After the message, so that other workers go on with the plan meanwhile.
+            first = first_subjects(source, spec)
+            ledger.register(spec.run_id, first)
+            subjects = [*first, *(subject for subject in subjects if subject not in first)]
     return subjects
 
 

@@ -68,6 +68,20 @@ class Source(Protocol):
         """
         ...
 
+    def newest(self, labs: Sequence[str], subjects: Sequence[str], count: int) -> list[tuple[str, str]]:
+        """Return `count` subjects (lab, subject) at most that changed last, the latest first.
+
+        A guess that costs little beside looking at all of them, and never an error; none where nothing tells.
+
+        Parameters
+        ----------
+        labs, subjects : sequence of str
+            Those to look at; all where empty.
+        count : int
+            How many.
+        """
+        ...
+
     def subject(self, lab: str, subject: str) -> SubjectSource:
         """Return what the source has of one subject; nothing is read yet."""
         ...

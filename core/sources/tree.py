@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from core.discover import absent_subjects, check_root, find_files, find_labs, find_sessions, find_subjects
+from core.discover import absent_subjects, changed_last, check_root, find_files, find_labs, find_sessions, find_subjects
 from core.records import Fingerprint, LeftOut, LoadedDay, SessionFiles
 from core.sources.base import Days, inputs_of, load_day, unreached
 
@@ -40,6 +40,10 @@ class TreeSource:
     def absent(self, wanted: Sequence[str], subjects: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return which subjects have no folder, see :func:`core.discover.absent_subjects`."""
         return absent_subjects(self.root, wanted, subjects)
+
+    def newest(self, labs: Sequence[str], subjects: Sequence[str], count: int) -> list[tuple[str, str]]:
+        """Return the subjects whose folders changed last, see :func:`core.discover.changed_last`."""
+        return changed_last(self.root, labs, subjects, count)
 
     def subject(self, lab: str, subject: str) -> TreeSubject:
         """Return the folders of one subject."""

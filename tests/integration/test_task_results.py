@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from core.sources.tree import TreeSubject
 from core.synchronise import look
 from scheduler import runs
 from scheduler import tasks as planning
+from scheduler.plan import CHUNK_SUBJECTS, FIRST_SUBJECTS
 from workers import context, tasks
 from workers.app import configure
 from workers.ledger import Ledger, Subject
@@ -75,3 +77,25 @@ def test_another_try_is_shown_as_the_first_was(ledger: Ledger, redis_client: red
     (message,) = [orjson.loads(item) for key in lists for item in redis_client.lrange(key, 0, -1)]  # type: ignore[union-attr]
     assert (message["headers"]["id"], message["headers"]["retries"]) == ("a-task", 1)
     assert message["headers"]["argsrepr"] == str(subject)
+
+
+def test_a_refresh_looks_first_where_something_is_new_and_at_every_subject_once(
+    ledger: Ledger, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    root = tmp_path / "mice"
+    names = [f"m{number:02}" for number in range(CHUNK_SUBJECTS + FIRST_SUBJECTS + 2)]
+    for at, name in enumerate(names):
+        (root / "alab/Subjects" / name).mkdir(parents=True)
+        os.utime(root / "alab/Subjects" / name, (1000 + at, 1000 + at))
+    newest = {f"alab/{name}" for name in names[-FIRST_SUBJECTS:]}
+    (tmp_path / "t").mkdir()
+    for kind, first in (("refresh", newest), ("recompute", set())):
+        task = planning.refresh if kind == "refresh" else planning.recompute
+        spec = runs.new_run(kind, source=str(root), store=str(tmp_path / "t"))
+        ledger.open_run(spec)
+        task.run(spec.run_id, "")
+        begun = {str(subject) for subject in ledger.outcomes(spec.run_id)}
+        assert begun == first | {f"alab/{name}" for name in names[:CHUNK_SUBJECTS]}
+        task.run(spec.run_id, f"alab/{names[CHUNK_SUBJECTS - 1]}")
+        assert {str(subject) for subject in ledger.outcomes(spec.run_id)} == {f"alab/{name}" for name in names}
+        assert ledger.progress(spec.run_id).subjects == len(names)

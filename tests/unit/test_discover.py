@@ -11,6 +11,7 @@ import pytest
 
 from core.discover import (
     absent_subjects,
+    changed_last,
     check_root,
     find_files,
     find_labs,
@@ -336,3 +337,20 @@ def test_subjects_that_are_no_longer_in_the_tree_are_told_where_their_lab_is(
 def test_a_subject_without_sessions_has_none(tmp_path: Path) -> None:
     folders(tmp_path, f"{LAB}/Subjects/{SUBJECT}")
     assert find_sessions(tmp_path, LAB, SUBJECT) == ({}, [])
+
+
+def test_subjects_whose_folders_changed_last_come_first(tmp_path: Path) -> None:
+    for at, path in enumerate(("a/Subjects/m1", "a/Subjects/m2", "b/Subjects/m3", "b/Subjects/m4")):
+        for date in ("2020-01-01", "2020-01-02"):
+            folders(tmp_path, f"{path}/{date}/001")
+            os.utime(tmp_path / path / date, (100, 100))
+        os.utime(tmp_path / path, (1000 - at, 1000 - at))
+    assert changed_last(tmp_path, (), (), 2) == [("a", "m1"), ("a", "m2")]
+    os.utime(tmp_path / "b/Subjects/m4", (2000, 2000))  # a new date
+    os.utime(tmp_path / "b/Subjects/m3/2020-01-02", (3000, 3000))  # another session on the last one
+    os.utime(tmp_path / "a/Subjects/m2/2020-01-01", (4000, 4000))  # one on another date is not looked for
+    assert changed_last(tmp_path, (), (), 3) == [("b", "m3"), ("b", "m4"), ("a", "m1")]
+    assert changed_last(tmp_path, ("a",), (), 3) == [("a", "m1"), ("a", "m2")]
+    assert changed_last(tmp_path, (), ("m2", "m4"), 3) == [("b", "m4"), ("a", "m2")]
+    folders(tmp_path, "b/Subjects/empty")
+    assert ("b", "empty") in changed_last(tmp_path, (), (), 9)
