@@ -12,7 +12,7 @@ help:
 	@echo "make test    lint, types and all tests, under pandas 3 and, beside ibllib, under pandas 2"
 	@echo "make lint    ruff and mypy;    make unit    the quick tests;    make faults    all that can be killed or fail"
 	@echo "make parity  a large comparison with ibllib;    make endurance    600 mice x 100 days, disturbed from beginning to end"
-	@echo "make bench   the speed of fit, recompute, refresh, growth and start, beside ibllib, into bench/results (takes long)"
+	@echo "make bench   the speed of fit, recompute, refresh, growth, start and scaling, beside ibllib, into bench/results (takes long)"
 
 # ---- environments
 
@@ -94,6 +94,7 @@ bench: $(VENV)/.dev $(PEER)/.dev
 	$(BIN)/python -m bench.refresh $(BENCH_REFRESH) || code=1; \
 	$(BIN)/python -m bench.growth $(BENCH_GROWTH) || code=1; \
 	$(BIN)/python -m bench.start $(BENCH_START) || code=1; \
+	$(BIN)/python -m bench.scaling $(BENCH_SCALING) || code=1; \
 	exit $$code
 
 clean:

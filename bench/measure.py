@@ -35,6 +35,7 @@ class Spent:
     wall: float  # s
     cpu: float  # s, user and system, of all processes that took part
     peak: Mapping[str, float] = field(default_factory=dict)  # role -> largest resident memory of one process, MB
+    cpu_of: Mapping[str, float] = field(default_factory=dict)  # role -> s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,8 @@ class Watch:
 
     def __init__(self, roles: Mapping[str, Sequence[int]]) -> None:
         self._roots = [(role, psutil.Process(pid)) for role, pids in roles.items() for pid in pids]
-        self._cpu: dict[tuple[int, float], float] = {}
-        self._before: dict[tuple[int, float], float] = {}
+        self._cpu: dict[tuple[str, int, float], float] = {}
+        self._before: dict[tuple[str, int, float], float] = {}
         self.peak: dict[str, float] = {}
         self._stop = threading.Event()
 
@@ -89,8 +90,10 @@ class Watch:
     @property
     def spent(self) -> Spent:
         """What was spent in the block."""
-        cpu = sum(seconds - self._before.get(who, 0.0) for who, seconds in self._cpu.items())
-        return Spent(wall=self._wall, cpu=cpu, peak=dict(self.peak))
+        cpu_of: dict[str, float] = {}
+        for who, seconds in self._cpu.items():
+            cpu_of[who[0]] = cpu_of.get(who[0], 0.0) + seconds - self._before.get(who, 0.0)
+        return Spent(wall=self._wall, cpu=sum(cpu_of.values()), peak=dict(self.peak), cpu_of=cpu_of)
 
     def _go_on(self) -> None:
         while not self._stop.wait(_EVERY):
@@ -107,7 +110,7 @@ class Watch:
     def _note(self, role: str, process: psutil.Process) -> None:
         with process.oneshot():
             times, memory = process.cpu_times(), process.memory_info().rss / 2**20
-            self._cpu[process.pid, process.create_time()] = times.user + times.system
+            self._cpu[role, process.pid, process.create_time()] = times.user + times.system
         self.peak[role] = max(self.peak.get(role, 0.0), memory)
 
 

@@ -71,11 +71,17 @@ class Run:
 @contextmanager
 def services(folder: Path, workers: int, env: Mapping[str, str] | None = None) -> Iterator[Services]:
     """Run a Redis and a worker, and yield them when the worker takes tasks."""
-    folder.mkdir(parents=True)
-    with (
-        redis_service(folder) as (broker, server),
-        worker_process(broker, folder / "worker.log", concurrency=workers, env=env) as worker,
-    ):
+    with redis_service(folder) as (broker, server), worker_on(broker, server, folder, workers, env) as running:
+        yield running
+
+
+@contextmanager
+def worker_on(
+    broker: str, server: int, folder: Path, workers: int, env: Mapping[str, str] | None = None
+) -> Iterator[Services]:
+    """Run a worker on a Redis, whose process id is `server`, and yield both when the worker takes tasks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with worker_process(broker, folder / "worker.log", concurrency=workers, env=env) as worker:
         client = connect(broker)
         configure(broker)
         wait_for(lambda: b" ready" in (folder / "worker.log").read_bytes(), "the worker to be ready")

@@ -92,7 +92,7 @@ def _plan(task: Any, run_id: str, cursor: str, again: str | None, attempt: int) 
             return NOTHING_LEFT
         ledger.planning(run_id, task.request.id)
         spec = ledger.spec(run_id)
-        subjects = [Subject.parse(again)] if again else _register_next(spec, cursor)
+        subjects = [Subject.parse(again)] if again else register_next(spec, cursor)
     except (PermanentError, *PERMANENT_OS_ERRORS) as error:
         raise close_with_error(run_id, str(error)) from None
     except TRANSIENT as error:
@@ -110,7 +110,7 @@ def _plan(task: Any, run_id: str, cursor: str, again: str | None, attempt: int) 
     return f"{len(subjects)} subjects looked at; {standing(run_id)}"
 
 
-def _register_next(spec: RunSpec, cursor: str) -> list[Subject]:
+def register_next(spec: RunSpec, cursor: str) -> list[Subject]:
     """Register the next subjects as owed, send the message that plans those behind them, and return them."""
     ledger = context().ledger
     source = context().source(spec.source, spec.fingerprint)
