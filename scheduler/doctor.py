@@ -22,8 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from core.errors import AccessRefused, ConfigurationError, StoreConflict, TrainingStatusError
 
 if TYPE_CHECKING:
-    import redis
-
     from core.sources import Source
     from core.storage import Store
     from scheduler.schedule import Schedule
@@ -116,7 +114,7 @@ def _versions(needs_server: bool) -> Iterator[Finding]:
 
     again = "install it again: pip install -c constraints.txt ."
     try:
-        own, python_wanted = version(_PACKAGE), SpecifierSet(metadata(_PACKAGE).get("Requires-Python") or "")
+        own, python_wanted = version(_PACKAGE), SpecifierSet(metadata(_PACKAGE)["Requires-Python"] or "")
         wanted = [Requirement(text) for text in requires(_PACKAGE) or ()]
     except PackageNotFoundError:
         yield Finding(check=_PACKAGE, state="WRONG", found="is not installed: this is a bare checkout", todo=again)
@@ -189,7 +187,7 @@ def _broker(broker: str) -> Iterator[Finding]:
     client = connect(broker)
     try:
         check(client, broker)
-        info: dict[str, Any] = dict(client.info())  # type: ignore[arg-type]  # not awaited: the client is a plain one
+        info: dict[str, Any] = dict(client.info())
     finally:
         client.close()
     server = str(info.get("server_name", "redis"))
@@ -228,7 +226,9 @@ def _workers(broker: str) -> Iterator[Finding]:
     wanted = app.conf.task_default_queue
     if not any(wanted in told.get("queues", ()) for told in workers.values()):
         found = f"{len(workers)} answer, none of them takes from the queue {wanted}" if workers else "none listens"
-        yield Finding(check="workers", state="WRONG", found=found, todo="start one: training-status worker --broker ...")
+        yield Finding(
+            check="workers", state="WRONG", found=found, todo="start one: training-status worker --broker ..."
+        )
     for name, told in sorted(workers.items()):
         if "version" not in told:
             found, todo = "does not tell its version: it is an earlier one", "upgrade it"

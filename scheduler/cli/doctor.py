@@ -22,10 +22,8 @@ from scheduler.cli.options import (
 )
 
 
-class _Whole(click.ParamType):
+class _Whole(click.types.StringParamType):
     """Text that an environment variable holds once, whatever spaces are in it."""
-
-    name = "text"
 
     def split_envvar_value(self, rv: str) -> list[str]:
         return [rv]
@@ -90,9 +88,7 @@ def doctor(
     if not stores:
         checks.append(look.skipped("store", "none is named", "name it with --store (TRAINING_STATUS_STORE)"))
     if source:
-        checks.append(
-            look.source_check(source.option, source.uri, partial(open_source, source.uri, source.settings))
-        )
+        checks.append(look.source_check(source.option, source.uri, partial(open_source, source.uri, source.settings)))
     else:
         checks.append(look.skipped("source", "none is named", "name it with --root, --one or --aggregates"))
     checks += look.schedule_checks(
