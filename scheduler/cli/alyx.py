@@ -15,6 +15,7 @@ from core.config import SourceSettings, StoreSettings
 from core.errors import AccessRefused, ConfigurationError, TransientError
 from scheduler.cli.exits import Exit
 from scheduler.cli.options import (
+    NamedSource,
     blames,
     filter_options,
     json_option,
@@ -74,9 +75,7 @@ class Target:
         return updates
 
 
-def target_from(
-    alyx: str | None, source_uri: str, settings: SourceSettings, *, update: bool, dry_run: bool
-) -> Target | None:
+def target_from(alyx: str | None, source: NamedSource, *, update: bool, dry_run: bool) -> Target | None:
     """Return where a run's result is written to; None where that was not asked for.
 
     Raises
@@ -86,11 +85,10 @@ def target_from(
     """
     if not (update or dry_run):
         return None
-    named = source_uri.removeprefix("one:") if source_uri.startswith("one:") and "://" in source_uri else None
-    url = alyx or named
+    url = alyx or source.server
     if url is None:
         raise ConfigurationError("--alyx-update needs --alyx (TRAINING_STATUS_ALYX), the URL of the Alyx server")
-    return Target(url=url, settings=settings, dry_run=dry_run)
+    return Target(url=url, settings=source.settings, dry_run=dry_run)
 
 
 def exit_code(updates: Collection[Update]) -> Exit:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import orjson
 
+from core.config import SourceSettings
 from scheduler.cli.exits import Exit
 from scheduler.cli.options import (
     NamedSource,
@@ -87,6 +88,8 @@ def doctor(
         checks.append(look.store_check(store, partial(open_as, _absolute(store), settings)))
     if not stores:
         checks.append(look.skipped("store", "none is named", "name it with --store (TRAINING_STATUS_STORE)"))
+    if source and source.server:
+        checks.append(look.login_check(source.option, source.server, partial(_log_in, source.server, source.settings)))
     if source:
         checks.append(look.source_check(source.option, source.uri, partial(open_source, source.uri, source.settings)))
     else:
@@ -109,6 +112,12 @@ def doctor(
     else:
         click.echo(f"{wrong} of {len(found)} wrong" if wrong else "all is well")
     return Exit.WRONG if wrong else Exit.DONE
+
+
+def _log_in(url: str, settings: SourceSettings) -> None:
+    from core.sources.one import connect  # with one-api, which takes seconds
+
+    connect(url, settings)
 
 
 def _absolute(store: str) -> str:

@@ -134,7 +134,7 @@ def _run(
         store = str(Path(store).absolute())
     tables = open_as(store, settings)
     tables.check()
-    target = target_from(alyx, source.uri, source.settings, update=alyx_update, dry_run=alyx_dry_run)
+    target = target_from(alyx, source, update=alyx_update, dry_run=alyx_dry_run)
     if target:
         with blames("--alyx"):
             target.check()
