@@ -97,6 +97,18 @@ class Store(ABC):
         """
         return filter(is_key, self._keys(_valid_prefix(prefix)))
 
+    def discard(self, key: str) -> None:
+        """Remove an object that nobody else knows of; that there is none is no error.
+
+        Tables are never removed: this is for a probe, by its own writer. It needs a right that nothing else does
+        (s3:DeleteObject).
+
+        Raises
+        ------
+        InvalidName, StoreMissing, MissingCredentials, AccessRefused, StoreUnavailable
+        """
+        self._discard(valid_key(key))
+
     @abstractmethod
     def check(self) -> None:
         """See that the store is there and answers, so that a run fails before its work and not after.
@@ -112,6 +124,9 @@ class Store(ABC):
 
     @abstractmethod
     def _put(self, key: str, data: bytes, replaces: str | None) -> str: ...
+
+    @abstractmethod
+    def _discard(self, key: str) -> None: ...
 
     @abstractmethod
     def _keys(self, prefix: str) -> Iterator[str]: ...

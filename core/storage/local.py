@@ -69,7 +69,7 @@ class LocalStore(Store):
     def _put(self, key: str, data: bytes, replaces: str | None) -> str:
         path = self._path(key)
         self._require_root()
-        name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+        name = _file_name(key)
         try:
             with self._locked(name, key):
                 current = self._get(key)
@@ -82,6 +82,16 @@ class LocalStore(Store):
         except OSError as error:
             raise self._fault(error, f"write {key!r}") from error
         return content_etag(data)
+
+    def _discard(self, key: str) -> None:
+        path = self._path(key)
+        self._require_root()
+        try:
+            path.unlink(missing_ok=True)
+            # Nobody else waits for this lock, as nobody else knows of the object.
+            (self.root / LOCK_FOLDER / f"{_file_name(key)}.lock").unlink(missing_ok=True)
+        except OSError as error:
+            raise self._fault(error, f"remove {key!r}") from error
 
     def _keys(self, prefix: str) -> Iterator[str]:
         self._require_root()
@@ -181,6 +191,11 @@ class LocalStore(Store):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return StoreUnavailable(f"{said}: free some space, then try again")
         return StoreUnavailable(f"{said}: look at the disk, then try again")
+
+
+def _file_name(key: str) -> str:
+    """Return the name, of a fixed length, of the files that belong to a key."""
+    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

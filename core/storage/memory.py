@@ -51,6 +51,10 @@ class MemoryStore(Store):
             self._place.objects[key] = bytes(data)
         return content_etag(data)
 
+    def _discard(self, key: str) -> None:
+        with self._place.lock:
+            self._place.objects.pop(key, None)
+
     def _keys(self, prefix: str) -> Iterator[str]:
         with self._place.lock:
             found = [key for key in self._place.objects if key.startswith(prefix)]

@@ -83,7 +83,7 @@ _OTHER_REGION = {
 class S3Store(Store):
     """Objects in a bucket, under a prefix.
 
-    Needs the rights s3:GetObject, s3:PutObject and s3:ListBucket, and no other.
+    Needs the rights s3:GetObject, s3:PutObject and s3:ListBucket, and no other; `discard` alone needs s3:DeleteObject.
 
     Parameters
     ----------
@@ -201,6 +201,12 @@ class S3Store(Store):
                 return None
             raise self._fault(error, f"read {key!r}") from None
         return head["ETag"] if head["Metadata"].get(_WRITE_ID) == write_id else None
+
+    def _discard(self, key: str) -> None:
+        try:
+            self._client.delete_object(Bucket=self._bucket, Key=self._base + key)
+        except _FAULTS as error:
+            raise self._fault(error, f"remove {key!r}") from None
 
     def _keys(self, prefix: str) -> Iterator[str]:
         folder = prefix[: prefix.rfind("/") + 1]

@@ -16,7 +16,9 @@ from core.errors import BrokerUnavailable, ConfigurationError, TrainingStatusErr
 from scheduler.cli.exits import Exit, Interrupted
 
 _COMMANDS = {
+    "alyx-update": "scheduler.cli.alyx:alyx_update",
     "beat": "scheduler.cli.beat:beat",
+    "doctor": "scheduler.cli.doctor:doctor",
     "explain": "scheduler.cli.status:explain",
     "flower": "scheduler.cli.flower:flower",
     "recompute": "scheduler.cli.run:recompute",
@@ -48,7 +50,8 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 all done; 1 the run ended with failed subjects, or a lab is late (status --check); "
+    epilog="Exit codes: 0 all done; 1 the run ended with failed subjects, a lab is late (status --check), "
+    "or something is wrong (doctor); "
     "2 wrong use or configuration.",
 )
 @click.version_option(package_name="training-status")

@@ -71,6 +71,11 @@ class NamedSource:
         kind = self.uri.partition(":")[0]
         return f"--{kind}" if kind in _ADDRESSED else "--root"
 
+    @property
+    def server(self) -> str | None:
+        """The URL of the Alyx server that it is; None where it is none."""
+        return self.uri.removeprefix("one:") if self.option == "--one" and "://" in self.uri else None
+
     def environment(self) -> dict[str, str]:
         """Return the environment variables that name the source, and how it is reached, to another process."""
         value = self.uri if self.option == "--root" else self.uri.partition(":")[2]

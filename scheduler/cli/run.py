@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,10 +13,12 @@ import click
 import orjson
 
 from core.errors import ConfigurationError
+from scheduler.cli.alyx import Target, exit_code, run_options, target_from
 from scheduler.cli.exits import Exit, Interrupted
 from scheduler.cli.options import (
     NamedSource,
     as_environment,
+    blames,
     default_workers,
     filter_options,
     json_option,
@@ -26,13 +30,16 @@ from scheduler.cli.options import (
 )
 
 if TYPE_CHECKING:  # the ledger brings numpy with it, which `--help` should not wait for
+    from core.alyx_update import Update
     from core.records import Fingerprint
-    from workers.ledger import Ledger, RunSpec
+    from core.storage import Store
+    from workers.ledger import Ledger, RunSpec, Subject
 
 
 def _run_options(command: Any) -> Any:
     for add in (
         json_option,
+        run_options,
         option("--no-wait", is_flag=True, help="Return at once; with --broker only."),
         option("--workers", type=click.IntRange(min=1), help="Processes of --embedded; one a processor by default."),
         option("--broker", help="URL of the Redis that running workers listen to."),
@@ -91,6 +98,9 @@ def _run(
     broker: str | None,
     workers: int | None,
     no_wait: bool,
+    alyx: str | None,
+    alyx_update: bool,
+    alyx_dry_run: bool,
     as_json: bool,
     prune: bool = False,
 ) -> int:
@@ -98,6 +108,10 @@ def _run(
         raise ConfigurationError("--embedded and --broker exclude each other: name one of them")
     if no_wait and not broker:
         raise ConfigurationError("--no-wait goes with --broker: embedded workers end with the command")
+    if no_wait and (alyx_update or alyx_dry_run):
+        raise ConfigurationError(
+            "--no-wait and --alyx-update exclude each other: Alyx is written to after the run's end"
+        )
 
     from core.names import check_subject
     from core.sources import open_source
@@ -118,7 +132,12 @@ def _run(
     settings = store_settings(s3_endpoint, s3_profile, s3_region)
     if "://" not in store:
         store = str(Path(store).absolute())
-    open_as(store, settings).check()
+    tables = open_as(store, settings)
+    tables.check()
+    target = target_from(alyx, source, update=alyx_update, dry_run=alyx_dry_run)
+    if target:
+        with blames("--alyx"):
+            target.check()
     spec = runs.new_run(
         kind, source=source.uri, store=store, labs=labs, subjects=subjects, prune=prune, fingerprint=fingerprint
     )
@@ -139,7 +158,13 @@ def _run(
             if no_wait:
                 told_started(spec, as_json)
                 return Exit.DONE
-            return follow(ledger, spec, as_json=as_json, keep_alive=keep_alive)
+            return follow(
+                ledger,
+                spec,
+                as_json=as_json,
+                keep_alive=keep_alive,
+                then=partial(_write_back, target, tables) if target else None,
+            )
 
 
 def told_started(spec: RunSpec, as_json: bool) -> None:
@@ -147,7 +172,14 @@ def told_started(spec: RunSpec, as_json: bool) -> None:
     click.echo(orjson.dumps({"run_id": spec.run_id}).decode() if as_json else f"run {spec.run_id} started")
 
 
-def follow(ledger: Ledger, spec: RunSpec, *, as_json: bool, keep_alive: Callable[[], None] | None = None) -> int:
+def follow(
+    ledger: Ledger,
+    spec: RunSpec,
+    *,
+    as_json: bool,
+    keep_alive: Callable[[], None] | None = None,
+    then: Callable[[Collection[Subject], bool], list[Update]] | None = None,
+) -> int:
     """Show a run's progress until it ends, print its record, and return the exit code.
 
     Parameters
@@ -160,16 +192,34 @@ def follow(ledger: Ledger, spec: RunSpec, *, as_json: bool, keep_alive: Callable
         Print the record as JSON.
     keep_alive : callable, optional
         Restarts the embedded services where they have died; None where the run does not depend on this command.
+    then : callable, optional
+        Writes the run's subjects to Alyx after its end; told them, and whether to print nothing.
     """
     from scheduler import runs
     from scheduler.cli.show import run_progress
 
     with run_progress() as show:
         record = runs.watch(ledger, spec, on_progress=show, keep_alive=keep_alive or (lambda: None))
-    _report(record, as_json)
+    updates: list[Update] = []
+    if not as_json:
+        _report(record)
+    if then and not record["error"]:
+        updates = then(ledger.outcomes(spec.run_id), as_json)
+    if as_json:
+        told = {**record, "alyx": [asdict(update) for update in updates]} if then else record
+        click.echo(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())
     if record["error"]:
         raise ConfigurationError(f"the run could not go on: {record['error']}")
-    return Exit.SUBJECTS_FAILED if record["counts"]["failed"] else Exit.DONE
+    return Exit.SUBJECTS_FAILED if record["counts"]["failed"] else exit_code(updates)
+
+
+def _write_back(target: Target, tables: Store, subjects: Collection[Subject], quiet: bool) -> list[Update]:
+    from core.tables import COHORT_KEY, cohort_subjects
+
+    stored = tables.get(COHORT_KEY)
+    known = cohort_subjects(stored.data) if stored else set()
+    of_run = {(subject.lab, subject.subject) for subject in subjects}
+    return target.update(tables, known & of_run, quiet=quiet)
 
 
 @contextmanager
@@ -183,10 +233,7 @@ def interruptible(spec: RunSpec, *, embedded: bool) -> Iterator[None]:
         raise Interrupted(f"interrupted: {stays if embedded else goes_on}") from None
 
 
-def _report(record: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        click.echo(orjson.dumps(record, option=orjson.OPT_INDENT_2).decode())
-        return
+def _report(record: dict[str, Any]) -> None:
     for left in record["folders_left_out"]:
         click.echo(f"left out: {left['folder']}: {left['reason']}", err=True)
     for left in record["left_out"]:

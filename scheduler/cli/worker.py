@@ -63,6 +63,7 @@ def worker(
     import celery.apps.worker
 
     import scheduler.tasks  # noqa: F401
+    import workers.control
     import workers.tasks  # noqa: F401
     from workers import broker as redis_broker
     from workers import context, logs

@@ -43,6 +43,7 @@ USES: dict[str, Callable[[Store], object]] = {
     "get": lambda store: store.get("k"),
     "create": lambda store: store.put("k", b"one", replaces=None),
     "replace": lambda store: store.put("k", b"one", replaces='"00000000000000000000000000000000"'),
+    "discard": lambda store: store.discard("k"),
     "keys": lambda store: list(store.keys("")),
 }
 
@@ -86,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer()
         self.close_connection = True
 
-    do_GET = do_HEAD = do_PUT = _handle
+    do_GET = do_HEAD = do_PUT = do_DELETE = _handle
 
     def _answer(self) -> None:
         proxy = self.proxy

@@ -130,6 +130,16 @@ class TestObjects:
             store.put("k", second, replaces=None)
         assert _data(store, "k") == b"one"
 
+    def test_what_is_discarded_is_gone_and_leaves_nothing(self, store: Store) -> None:
+        store.put("kept", b"one", replaces=None)
+        store.discard("k")
+        store.put("k", b"one", replaces=None)
+        store.discard("k")
+        assert store.get("k") is None
+        assert list(store.keys("")) == ["kept"]
+        store.put("k", b"two", replaces=None)
+        assert _data(store, "k") == b"two"
+
     def test_the_version_read_can_be_replaced(self, store: Store) -> None:
         first = store.put("k", b"one", replaces=None)
         second = store.put("k", b"two", replaces=first)
