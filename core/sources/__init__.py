@@ -22,7 +22,7 @@ def open_source(uri: str, settings: SourceSettings, by: Fingerprint = "stat") ->
     Parameters
     ----------
     uri : str
-        The path of a session tree.
+        The path of a session tree, or ``aggregates:`` with a folder or ``s3://bucket/prefix`` behind it.
     settings : SourceSettings
         How servers are reached, and where downloads lie; a tree needs none of it.
     by : {"stat", "content"}
@@ -33,4 +33,8 @@ def open_source(uri: str, settings: SourceSettings, by: Fingerprint = "stat") ->
     ConfigurationError
         Where the name is of no form known.
     """
+    if uri.startswith(AGGREGATES):
+        from core.sources.aggregates import open_aggregates
+
+        return open_aggregates(uri.removeprefix(AGGREGATES), settings, by)
     return TreeSource(Path(uri), by)
