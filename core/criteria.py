@@ -21,7 +21,7 @@ from core.summarise import median
 #: Seconds between the start of a session and its first trial that make a day a delay day: 15 minutes.
 DELAY_SECONDS: Final = 900.0
 
-#: Measures of a window that no criterion names: on how many days the rig, or the delay, is not known.
+#: Measures of a window: on how many days the rig, or the delay, is not known.
 _EPHYS_UNKNOWN: Final = "ephys_unknown"
 _DELAY_UNKNOWN: Final = "delay_unknown"
 #: Criteria that such days bear on: one more day can only make each of them pass.
@@ -33,6 +33,8 @@ _UNKNOWN: Final = MappingProxyType(
         "delay_days": _DELAY_UNKNOWN,
     }
 )
+#: Measures of a window that no criterion names.
+UNKNOWN_DAYS: Final = frozenset(_UNKNOWN.values())
 
 COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = MappingProxyType(
     {"<": operator.lt, ">": operator.gt, ">=": operator.ge, "<=": operator.le}

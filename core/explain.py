@@ -121,7 +121,8 @@ def _missing(above: str | None, failed: Sequence[Explained]) -> str:
 
 def _in_words(verdict: Explained) -> str:
     if math.isnan(verdict.value) and verdict.name in _NOT_TOLD:
-        return f"{verdict.name} is missing: {_NOT_TOLD[verdict.name]} of a day of this window is not in the source"
+        what = _NOT_TOLD[verdict.name]
+        return f"{verdict.name} is not known: {what} of a day in this window is missing in its source"
     if math.isnan(verdict.value):
         return f"{verdict.name} could not be measured in this window"
     return f"{verdict.name} is {verdict.value:.4g}, must be {verdict.comparison} {verdict.limit:g}"

@@ -61,7 +61,7 @@ def add_sessions(kept: DaySummary, new: DaySummary) -> DaySummary:
         zero_contrast_times=tuple(time for part in parts for time in part.zero_contrast_times),
         n_trials=sum(part.n_trials for part in parts),
         performance_easy=_performance_easy(parts),
-        ephys=is_ephys(last.location),
+        ephys=last.protocol != "habituation" and is_ephys(last.location),
         delay=largest_delay([part.delay for part in parts]),
     )
 
