@@ -21,6 +21,7 @@ class SourceSettings:
     one_user: str | None = None
     one_password: str | None = field(default=None, repr=False)
     one_token: str | None = field(default=None, repr=False)  # instead of a password
+    aggregates_endpoint: str | None = None  # URL of the S3 server of the aggregates; AWS where None
     cache: str | None = None  # folder of downloads; below the user's cache folder where None
     cache_size: float = 10.0  # GB that downloads may take
 

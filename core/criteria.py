@@ -21,6 +21,21 @@ from core.summarise import median
 #: Seconds between the start of a session and its first trial that make a day a delay day: 15 minutes.
 DELAY_SECONDS: Final = 900.0
 
+#: Measures of a window: on how many days the rig, or the delay, is not known.
+_EPHYS_UNKNOWN: Final = "ephys_unknown"
+_DELAY_UNKNOWN: Final = "delay_unknown"
+#: Criteria that such days bear on: one more day can only make each of them pass.
+_UNKNOWN: Final = MappingProxyType(
+    {
+        "ephys_days": _EPHYS_UNKNOWN,
+        "n_trials_ephys": _EPHYS_UNKNOWN,
+        "performance_easy_ephys": _EPHYS_UNKNOWN,
+        "delay_days": _DELAY_UNKNOWN,
+    }
+)
+#: Measures of a window that no criterion names.
+UNKNOWN_DAYS: Final = frozenset(_UNKNOWN.values())
+
 COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = MappingProxyType(
     {"<": operator.lt, ">": operator.gt, ">=": operator.ge, "<=": operator.le}
 )
@@ -117,7 +132,7 @@ def pool(counts: Sequence[Counts]) -> Counts:
 
 
 def measure_window(days: Sequence[DaySummary], fits: Mapping[str, Fit]) -> dict[str, float]:
-    """Return every measure that a criterion can name, over a window of days.
+    """Return every measure that a criterion can name, and of how many days what it needs is not known.
 
     Parameters
     ----------
@@ -157,8 +172,10 @@ def measure_window(days: Sequence[DaySummary], fits: Mapping[str, Fit]) -> dict[
         "performance_easy_ephys": _largest([day.performance_easy for day in ephys]),
         "reaction_time": median(times),
         "training_days": float(sum(day.protocol == "training" for day in days)),
-        "ephys_days": float(sum(day.ephys for day in days)),
+        "ephys_days": float(sum(bool(day.ephys) for day in days)),
         "delay_days": float(sum(day.delay >= DELAY_SECONDS for day in days)),
+        _EPHYS_UNKNOWN: float(sum(day.ephys is None for day in days)),
+        _DELAY_UNKNOWN: float(sum(math.isnan(day.delay) for day in days)),
     }
 
 
@@ -168,13 +185,20 @@ def judge(target: str, measures: Mapping[str, float]) -> tuple[Verdict, ...]:
         Verdict(
             target=target,
             name=criterion.name,
-            value=(value := measures[criterion.name]),
+            value=(value := _value(criterion, measures)),
             comparison=criterion.comparison,
             limit=criterion.limit,
             passed=COMPARISONS[criterion.comparison](value, criterion.limit),
         )
         for criterion in CRITERIA[target]
     )
+
+
+def _value(criterion: Criterion, measures: Mapping[str, float]) -> float:
+    """Return the value of a criterion; NaN where the known days do not meet it, and others might."""
+    value = measures[criterion.name]
+    met = COMPARISONS[criterion.comparison](value, criterion.limit)
+    return value if met or not measures.get(_UNKNOWN.get(criterion.name, ""), 0.0) else math.nan
 
 
 def passes(target: str, measures: Mapping[str, float]) -> bool:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from core.criteria import CRITERIA
 from core.errors import ConfigurationError
 from core.status import next_status
 from core.storage import Store
 from core.tables import read_table, subject_keys
+
+#: Criteria that can be measured in every window whose sessions' source tells the rig and the delay.
+_NOT_TOLD: Final = {"ephys_days": "the rig", "delay_days": "the delay"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +120,9 @@ def _missing(above: str | None, failed: Sequence[Explained]) -> str:
 
 
 def _in_words(verdict: Explained) -> str:
+    if math.isnan(verdict.value) and verdict.name in _NOT_TOLD:
+        what = _NOT_TOLD[verdict.name]
+        return f"{verdict.name} is not known: {what} of a day in this window is missing in its source"
     if math.isnan(verdict.value):
         return f"{verdict.name} could not be measured in this window"
     return f"{verdict.name} is {verdict.value:.4g}, must be {verdict.comparison} {verdict.limit:g}"

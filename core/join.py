@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from core.criteria import pool
 from core.records import NAN, DaySummary
-from core.summarise import EASY_CONTRAST
+from core.summarise import EASY_CONTRAST, is_ephys, largest_delay
 
 
 def join_days(kept: Iterable[DaySummary], new: Iterable[DaySummary]) -> list[DaySummary]:
@@ -61,8 +61,8 @@ def add_sessions(kept: DaySummary, new: DaySummary) -> DaySummary:
         zero_contrast_times=tuple(time for part in parts for time in part.zero_contrast_times),
         n_trials=sum(part.n_trials for part in parts),
         performance_easy=_performance_easy(parts),
-        ephys=last.location == "ephys_rig",
-        delay=max(part.delay for part in parts),
+        ephys=last.protocol != "habituation" and is_ephys(last.location),
+        delay=largest_delay([part.delay for part in parts]),
     )
 
 

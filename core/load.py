@@ -31,7 +31,7 @@ from core.schema import PROTOCOLS, TRIALS_ATTRIBUTES, TRIALS_MARKER
 _PASSIVE = "raw_passive_data"
 _TASK = "raw_task_data_"
 #: Trial times beyond this are corrupt and passed over. Source: ibllib's session registration, 6 hours.
-_LONGEST_SESSION = 6 * 3600.0
+LONGEST_SESSION = 6 * 3600.0
 #: A raw line is some kilobytes; the first read of the file's end nearly always holds the last trial.
 _TAIL = 1 << 16
 
@@ -222,6 +222,17 @@ def protocol_of(settings: dict[str, Any]) -> str:
     name = settings.get("PYBPOD_PROTOCOL")
     if not isinstance(name, str) or not name:
         raise SessionUnusable("task settings name no protocol (PYBPOD_PROTOCOL)")
+    return protocol_named(name)
+
+
+def protocol_named(name: str) -> str:
+    """Return the protocol of a task by its name in full, such as ``_iblrig_tasks_biasedChoiceWorld6.4.2``.
+
+    Raises
+    ------
+    SessionUnusable
+        Where it is none that is known.
+    """
     for part, protocol in PROTOCOLS.items():
         if part in name:
             return protocol
@@ -378,11 +389,16 @@ def session_facts(files: SessionFiles, tasks: Sequence[tuple[str, dict[str, Any]
     duration, delay, location = 0.0, 0.0, "training_rig"
     for collection, settings in tasks:
         seconds = _seconds(files.task_data.get(collection), settings)
-        duration += math.floor(seconds / 60 + 0.5)
+        duration += whole_minutes(seconds)
         delay += _number(settings.get("SESSION_DELAY_START", settings.get("SESSION_START_DELAY_SEC", 0)))
         rig = settings.get("RIG_NAME", settings.get("PYBPOD_BOARD"))
         location = "ephys_rig" if isinstance(rig, str) and "ephys" in rig else "training_rig"
     return Facts(duration=duration, delay=delay, location=location)
+
+
+def whole_minutes(seconds: float) -> float:
+    """Return a time in minutes, rounded to the nearest."""
+    return float(math.floor(seconds / 60 + 0.5))
 
 
 def _seconds(task_data: Path | None, settings: dict[str, Any]) -> float:
@@ -415,7 +431,7 @@ def _last_trial_end(path: Path) -> float:
                 lines = file.read().splitlines()
                 for line in reversed(lines if start == 0 else lines[1:]):
                     end = _trial_end(line)
-                    if end is not None and 0 <= end <= _LONGEST_SESSION:
+                    if end is not None and 0 <= end <= LONGEST_SESSION:
                         return end
                 if start == 0:
                     return 0.0

@@ -35,6 +35,14 @@ class LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Missing:
+    """What a source does not tell of its sessions."""
+
+    what: str  # a column of the training table
+    reason: str  # one line
+
+
+@dataclass(frozen=True, kw_only=True)
 class SessionFiles:
     """The files of one session that can bear on its result, as they lie on disk."""
 
@@ -83,8 +91,8 @@ class Facts:
     """What the raw files say of a session beside its trials."""
 
     duration: float  # minutes, whole; summed over the collections
-    delay: float  # seconds from the session's start to the first trial; summed
-    location: str  # "ephys_rig" or "training_rig"
+    delay: float  # seconds from the session's start to the first trial; summed; NaN where the source does not tell
+    location: str | None  # "ephys_rig" or "training_rig"; None where the source does not tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +144,7 @@ class Measures:
     performance_easy: float
     reaction_time: float  # s, median over all trials
     duration: float  # minutes
-    delay: float  # s
+    delay: float  # s, NaN where not known
     fits: tuple[Fit, Fit, Fit]  # of the blocks 50, 20 and 80
 
 
@@ -147,7 +155,7 @@ class SessionSummary:
     path: str
     number: str
     protocol: str
-    location: str | None  # None for habituation
+    location: str | None  # None for habituation, and where not known
     measures: Measures | None  # None for habituation
     eid: str | None = None  # the session's identifier in ONE, where it is known
 
@@ -167,8 +175,8 @@ class DaySummary:
     zero_contrast_times: tuple[float, ...] = ()  # s, response - stimulus, NaN left out
     n_trials: int = 0
     performance_easy: float = NAN
-    ephys: bool = False  # on an ephys rig
-    delay: float = 0.0  # s, the largest
+    ephys: bool | None = False  # on an ephys rig; None where not known
+    delay: float = 0.0  # s, the largest; NaN where that of a session is not known
     left_out: tuple[LeftOut, ...] = ()
 
 
@@ -263,6 +271,7 @@ def _day(raw: dict[str, Any]) -> DaySummary:
             "right_counts": _counts(raw["right_counts"]),
             "zero_contrast_times": tuple(raw["zero_contrast_times"]),
             "performance_easy": _float(raw["performance_easy"]),
+            "delay": _float(raw["delay"]),
             "left_out": tuple(LeftOut(**item) for item in raw["left_out"]),
         }
     )

@@ -121,6 +121,16 @@ def median(values: NDArray[np.float64]) -> float:
     return float(values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2)
 
 
+def is_ephys(location: str | None) -> bool | None:
+    """Return whether a session was on an ephys rig; None where its location is not known."""
+    return None if location is None else location == "ephys_rig"
+
+
+def largest_delay(delays: Sequence[float]) -> float:
+    """Return the largest of some delays; NaN where one is not known, as it could be the largest."""
+    return float("nan") if any(delay != delay for delay in delays) else max(delays)
+
+
 def performance_easy(contrasts: NDArray[np.float64], feedback: NDArray[np.float64]) -> float:
     """Return the proportion of rewarded trials among the easy ones; NaN where there are none."""
     easy = np.abs(contrasts) >= EASY_CONTRAST
@@ -151,7 +161,7 @@ def _together(groups: Sequence[_Group]) -> _Group:
         protocol=groups[0].protocol,
         trials=put_together([group.trials for group in groups]),
         duration=sum(group.duration for group in groups),
-        delay=max(group.delay for group in groups),
+        delay=largest_delay([group.delay for group in groups]),
     )
 
 
@@ -241,6 +251,6 @@ def _with_window(summary: DaySummary, group: _Group, combined: Measures | None) 
         zero_contrast_times=tuple(times[~np.isnan(times)].tolist()),
         n_trials=len(trials),
         performance_easy=group.performance_easy,
-        ephys=summary.sessions[-1].location == "ephys_rig",
+        ephys=is_ephys(summary.sessions[-1].location),
         delay=group.delay,
     )

@@ -22,6 +22,7 @@ from core.records import (
     DaySummary,
     LeftOut,
     Measures,
+    Missing,
     SessionSummary,
     days_from_json,
     days_to_json,
@@ -63,6 +64,7 @@ class Provenance:
     software_version: str
     inputs: str  # fingerprint of all files that it was made from
     left_out: tuple[LeftOut, ...]
+    missing: tuple[Missing, ...] = ()  # what the source does not tell of some sessions
 
 
 def subject_keys(lab: str, subject: str) -> Keys:
@@ -119,6 +121,8 @@ def build_tables(lab: str, subject: str, days: Sequence[DaySummary], statuses: S
         "inputs": fingerprint({day.date: day.inputs for day in days}),
         "left_out": [asdict(left) for day in days for left in day.left_out],
     }
+    if missing := _missing(used):
+        metadata["missing"] = [asdict(each) for each in missing]
     return SubjectTables(
         training=_write(training, metadata),
         criteria=_write(_criteria(statuses), metadata),
@@ -126,6 +130,20 @@ def build_tables(lab: str, subject: str, days: Sequence[DaySummary], statuses: S
         aggregate=_write(_aggregate(training, _eids(days)), metadata),
         cohort=tuple(_cohort(lab, subject, training)),
     )
+
+
+def _missing(days: Iterable[DaySummary]) -> list[Missing]:
+    """Return what the sources of some sessions with trials do not tell, by column."""
+    measured = [(session, session.measures) for day in days for session in day.sessions if session.measures]
+    counts = {
+        "location": sum(session.location is None for session, _ in measured),
+        "n_delay": sum(bool(np.isnan(measures.delay)) for _, measures in measured),
+    }
+    return [
+        Missing(what=what, reason=f"not in the source of {count} of {len(measured)} sessions")
+        for what, count in counts.items()
+        if count
+    ]
 
 
 def read_provenance(data: bytes, key: str) -> Provenance:
@@ -143,6 +161,7 @@ def read_provenance(data: bytes, key: str) -> Provenance:
             software_version=str(raw["software_version"]),
             inputs=str(raw["inputs"]),
             left_out=tuple(LeftOut(**left) for left in raw["left_out"]),
+            missing=tuple(Missing(**each) for each in raw.get("missing", ())),
         )
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise CorruptTable(f"{key} is no table of training-status: {_first_line(error)}") from error

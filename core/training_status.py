@@ -381,7 +381,7 @@ def compute_session_duration_delay_location(
         Where a collection has no task settings, or none that can be read.
     """
     facts = _facts(find_session_files(Path(sess_path)), _listed(collections))
-    return int(facts.duration), round(facts.delay), facts.location
+    return int(facts.duration), round(facts.delay), str(facts.location)  # task settings always tell it
 
 
 def get_sess_dict(

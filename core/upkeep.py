@@ -336,11 +336,12 @@ def load_day(df: pd.DataFrame, date: str, *, one: Any, force: bool, subj_path: P
             here = subj_path / date / number if subj_path else Path(path)
             files = find_session_files(here if here.is_dir() else Path(path))
             trials = find_trials(files, _collections_of(files, protocol, of_day, path), one=one, force=force)
-            delay = float(row["n_delay"])
+            delay, location = float(row["n_delay"]), row["location"]
+            known = isinstance(location, str)
             facts = Facts(
                 duration=float(row["sess_duration"]),
-                delay=0.0 if math.isnan(delay) else delay,
-                location=str(row["location"]),
+                delay=0.0 if known and math.isnan(delay) else delay,
+                location=location if known else None,
             )
         sessions.append(Session(path=path, number=number, protocol=protocol, trials=trials, facts=facts))
     return LoadedDay(date=date, inputs={}, sessions=tuple(sessions))

@@ -13,10 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import pytest
 
@@ -83,21 +83,24 @@ def create_bucket(endpoint: str, name: str) -> None:
 
 
 @contextmanager
-def seaweedfs(directory: Path) -> Iterator[str]:
+def seaweedfs(directory: Path, public: Sequence[str] = ()) -> Iterator[str]:
     """Run a SeaweedFS server that keeps its data under `directory`, and give its S3 endpoint.
 
     It takes the credentials `ACCESS_KEY` and `SECRET_KEY`, with every right, and those of `LIMITED`, with the
-    rights named there. It makes no bucket of its own accord.
+    rights named there. It makes no bucket of its own accord. Everybody may read and list the buckets in `public`.
     """
     weed = _weed()
     directory.mkdir(parents=True, exist_ok=True)
-    identities = [
+    identities: list[dict[str, Any]] = [
         {"name": name, "credentials": [{"accessKey": name, "secretKey": secret}], "actions": actions}
         for name, secret, actions in [
             (ACCESS_KEY, SECRET_KEY, ["Admin", "Read", "Write", "List"]),
             *((name, name, actions) for name, actions in LIMITED.items()),
         ]
     ]
+    if public:
+        actions = [f"{action}:{bucket}" for bucket in public for action in ("Read", "List")]
+        identities.append({"name": "anonymous", "actions": actions})
     (directory / "s3.json").write_text(json.dumps({"identities": identities}))
     (directory / "data").mkdir(exist_ok=True)
 

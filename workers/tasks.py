@@ -15,6 +15,7 @@ import logging
 import platform
 import random
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import wraps
 from importlib.metadata import version
@@ -364,6 +365,7 @@ def _record(spec: RunSpec, outcomes: dict[Subject, Outcome], error: str | None =
         "prune": spec.prune,
         "fingerprint": spec.fingerprint,
         "error": error,
+        "missing": [asdict(each) for each in context().source(spec.source, spec.fingerprint).missing],
         "started": spec.started,
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "counts": {

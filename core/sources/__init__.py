@@ -23,7 +23,8 @@ def open_source(uri: str, settings: SourceSettings, by: Fingerprint = "stat") ->
     Parameters
     ----------
     uri : str
-        The path of a session tree; ``one:local:<folder>`` of a ONE cache, or ``one:<address>`` of an Alyx server.
+        The path of a session tree; ``one:local:<folder>`` of a ONE cache, or ``one:<address>`` of an Alyx server; or
+        ``aggregates:`` with a folder or ``s3://bucket/prefix`` behind it.
     settings : SourceSettings
         How servers are reached, and where downloads lie; a tree needs none of it.
     by : {"stat", "content"}
@@ -36,4 +37,8 @@ def open_source(uri: str, settings: SourceSettings, by: Fingerprint = "stat") ->
     """
     if uri.startswith(ONE):
         return OneSource(uri.removeprefix(ONE), settings)
+    if uri.startswith(AGGREGATES):
+        from core.sources.aggregates import open_aggregates
+
+        return open_aggregates(uri.removeprefix(AGGREGATES), settings, by)
     return TreeSource(Path(uri), by)

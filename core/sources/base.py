@@ -12,7 +12,7 @@ from typing import Protocol
 
 from core.load import TrialsLoader, load_session
 from core.names import printable
-from core.records import LeftOut, LoadedDay, Session, SessionFiles
+from core.records import LeftOut, LoadedDay, Missing, Session, SessionFiles
 
 #: Date -> the day's session folders, both sorted. A folder's last three names are subject, date and number; it need
 #: not be there, where the source is no tree.
@@ -21,6 +21,11 @@ Days = Mapping[str, Sequence[Path]]
 
 class Source(Protocol):
     """Where the sessions of many labs come from."""
+
+    @property
+    def missing(self) -> Sequence[Missing]:
+        """What it does not tell of any session; the run's record says so."""
+        ...
 
     def check(self) -> None:
         """See that the source can be reached.

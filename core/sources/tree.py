@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from core.discover import absent_subjects, changed_last, check_root, find_files, find_labs, find_sessions, find_subjects
-from core.records import Fingerprint, LeftOut, LoadedDay, SessionFiles
+from core.records import Fingerprint, LeftOut, LoadedDay, Missing, SessionFiles
 from core.sources.base import Days, inputs_of, load_day, unreached
 
 
@@ -20,6 +20,8 @@ class TreeSource:
     by : {"stat", "content"}
         What files are known by, see :func:`core.discover.find_files`.
     """
+
+    missing: Sequence[Missing] = ()
 
     def __init__(self, root: Path, by: Fingerprint = "stat") -> None:
         self.root = root

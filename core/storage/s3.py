@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
+from botocore import UNSIGNED
 from botocore import exceptions as boto
 from botocore.config import Config
 from botocore.loaders import Loader
@@ -70,7 +71,6 @@ _REFUSALS = {
     "RequestExpired": "the request came too late: set the clock of this machine",
     "RequestTimeTooSkewed": "the clock of this machine is wrong: set it",
 }
-_RIGHTS = "the store needs s3:GetObject and s3:PutObject on its prefix, and s3:ListBucket on its bucket"
 _BUSY = {"SlowDown", "Throttling", "RequestTimeout", "RequestLimitExceeded", "BadDigest", "IncompleteBody"}
 _OTHER_REGION = {
     "AuthorizationHeaderMalformed",
@@ -93,6 +93,8 @@ class S3Store(Store):
     endpoint, profile, region : str, optional
         As `core.storage.open_store` takes them; what is not given comes from the AWS environment and
         configuration.
+    signed : bool
+        Whether requests carry credentials; a public bucket is read without.
     connect_timeout, read_timeout : float
         Seconds to wait for a connection, and for the next bytes of an answer.
     attempts : int
@@ -106,6 +108,8 @@ class S3Store(Store):
         There is no such profile, or its credentials are incomplete.
     """
 
+    _rights = "the store needs s3:GetObject and s3:PutObject on its prefix, and s3:ListBucket on its bucket"
+
     def __init__(
         self,
         bucket: str,
@@ -114,6 +118,7 @@ class S3Store(Store):
         endpoint: str | None = None,
         profile: str | None = None,
         region: str | None = None,
+        signed: bool = True,
         connect_timeout: float = 5.0,
         read_timeout: float = 30.0,
         attempts: int = 3,
@@ -129,6 +134,8 @@ class S3Store(Store):
             # 'max_attempts' would count the retries after the first try
             retries={"mode": "standard", "total_max_attempts": attempts},
         )
+        if not signed:
+            config = config.merge(Config(signature_version=UNSIGNED))
         try:
             session = Session(profile=profile)
             session.register_component("data_loader", _loader)
@@ -257,7 +264,7 @@ class S3Store(Store):
             return AccessRefused(f"{said}: {self._server} refuses the credentials ({what}): {_REFUSALS[code]}")
         if status in (401, 403):
             return AccessRefused(
-                f"{said}: {self._server} refuses ({what}): {_RIGHTS}; without s3:ListBucket an object "
+                f"{said}: {self._server} refuses ({what}): {self._rights}; without s3:ListBucket an object "
                 "that does not exist is refused too"
             )
         if code in _OTHER_REGION or status in (301, 307, 308):

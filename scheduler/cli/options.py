@@ -113,6 +113,7 @@ def source_settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--cache-size", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, help=_SIZE
         ),
         option("--cache", help="Folder of what is downloaded; by default below $XDG_CACHE_HOME or ~/.cache."),
+        option("--aggregates-endpoint", help="URL of the S3-compatible server of --aggregates; AWS where not given."),
         option("--one-token", help="Token for Alyx, instead of a password; give it by its environment variable."),
         option("--one-password", help="Password for Alyx; give it by its environment variable."),
         option("--one-user", help="User at Alyx."),

@@ -240,6 +240,8 @@ def _report(record: dict[str, Any]) -> None:
         click.echo(f"left out: {left['lab']}/{left['subject']} {left['session']}: {left['reason']}", err=True)
     for failed in record["failed"]:
         click.echo(f"failed: {failed['lab']}/{failed['subject']}: {failed['reason']}", err=True)
+    for missing in record.get("missing", ()):
+        click.echo(f"missing: {missing['what']}: {missing['reason']}", err=True)
     counts = record["counts"]
     click.echo(
         f"{record['kind']} {record['run_id']}: {counts['subjects']} subjects, {counts['done']} computed, "

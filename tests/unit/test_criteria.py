@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.criteria import CRITERIA, DELAY_SECONDS, FITS_READ, judge, measure_window, passes, pool
+from core.criteria import CRITERIA, DELAY_SECONDS, FITS_READ, UNKNOWN_DAYS, judge, measure_window, passes, pool
 from core.records import NAN, Counts, DaySummary
 from core.schema import LADDER
 
@@ -131,7 +131,36 @@ def test_a_verdict_says_what_was_held_against_what() -> None:
 
 def test_every_criterion_is_measured_and_every_measure_is_a_criterion() -> None:
     measured = set(measure_window([a_day()], {}))
-    assert measured == {c.name for criteria in CRITERIA.values() for c in criteria} == set(PERFECT)
+    assert measured - UNKNOWN_DAYS == {c.name for criteria in CRITERIA.values() for c in criteria} == set(PERFECT)
+
+
+@pytest.mark.parametrize(
+    ("days", "expected"),
+    [  # whether each of three days is an ephys day, and its delay -> ephys_days and delay_days of ready4recording
+        ([(True, 900.0), (True, 0.0), (True, 0.0)], (3, 1)),
+        ([(True, 900.0), (True, NAN), (None, NAN)], (NAN, 1)),
+        ([(None, NAN), (True, 0.0), (True, 0.0)], (NAN, NAN)),
+        ([(False, 0.0), (True, 0.0), (True, 0.0)], (2, 0)),
+    ],
+)
+def test_what_days_of_unknown_rig_or_delay_could_change_is_not_known(
+    days: list[tuple[bool | None, float]], expected: tuple[float, float]
+) -> None:
+    window = [a_day(f"2020-01-0{at}", ephys=ephys, delay=delay) for at, (ephys, delay) in enumerate(days, start=1)]
+    found = {verdict.name: verdict for verdict in judge("ready4recording", measure_window(window, {}))}
+    values = (found["ephys_days"].value, found["delay_days"].value)
+    assert values == pytest.approx(expected, nan_ok=True)
+    assert [found[name].passed for name in ("ephys_days", "delay_days")] == [expected[0] == 3, expected[1] == 1]
+
+
+def test_a_known_ephys_day_passes_beside_days_of_unknown_rig() -> None:
+    window = [a_day("2020-01-01", ephys=None), a_day("2020-01-02", ephys=True)]
+    assert passes("ready4delay", measure_window(window, {}))
+    poor = [a_day("2020-01-01", ephys=None), a_day("2020-01-02", ephys=True, n_trials=300)]
+    found = {verdict.name: verdict for verdict in judge("ready4delay", measure_window(poor, {}))}
+    assert found["ephys_days"].passed
+    assert math.isnan(found["n_trials_ephys"].value)
+    assert not found["n_trials_ephys"].passed
 
 
 def test_a_window_takes_the_worst_day_where_every_day_has_to_pass() -> None:

@@ -75,6 +75,19 @@ def test_at_the_top_nothing_is_missing() -> None:
     assert (found.next_status, found.missing) == (None, "There is no higher status.")
 
 
+def test_what_the_source_does_not_tell_is_called_missing() -> None:
+    judged = {"status": "ready4delay", "window_status": "ready4delay"}
+    rows = [
+        row("2020-01-02", "ready4recording", "ephys_days", NAN, ">=", 3, **judged),
+        row("2020-01-02", "ready4recording", "delay_days", NAN, ">=", 1, **judged),
+    ]
+    assert explain_day("alab", "S1", rows, None).missing == (
+        "For ready4recording is missing: "
+        "ephys_days is not known: the rig of a day in this window is missing in its source; "
+        "delay_days is not known: the delay of a day in this window is missing in its source."
+    )
+
+
 def test_where_every_criterion_is_met_it_points_to_the_rules() -> None:
     found = explain_day("alab", "S1", [row("2020-01-02", "trained 1b", "n_trials", 500, ">", 400)], None)
     assert found.missing.startswith("Every criterion of trained 1b is met in this window, but another rule")
