@@ -1,14 +1,18 @@
-# One image for worker, beat, flower and every other command; docker-compose.yml says which.
+# One image for worker, beat, flower and every other command; docker-compose.yml says which. The extractor's is the same
+# with ibllib: EXTRA=[ibl], CONSTRAINTS=constraints-peer.txt.
 FROM python:3.11.14-slim-bookworm AS build
+ARG EXTRA=
+ARG CONSTRAINTS=constraints.txt
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt constraints-peer.txt README.md LICENSE ./
 COPY core core
 COPY workers workers
 COPY scheduler scheduler
-RUN pip wheel --no-cache-dir --disable-pip-version-check --constraint constraints.txt --wheel-dir /wheels .
+RUN pip wheel --no-cache-dir --disable-pip-version-check --constraint "${CONSTRAINTS:-constraints.txt}" \
+    --wheel-dir /wheels ".$EXTRA"
 RUN python -m venv /opt/training-status \
     && /opt/training-status/bin/pip install --no-cache-dir --disable-pip-version-check --no-index \
-        --find-links /wheels training-status \
+        --find-links /wheels "training-status$EXTRA" \
     && /opt/training-status/bin/pip uninstall --quiet --yes pip
 
 FROM python:3.11.14-slim-bookworm

@@ -232,6 +232,7 @@ def find_files(session: Path, by: Fingerprint = "stat") -> SessionFiles:
     settings: dict[str, Path] = {}
     task_data: dict[str, Path] = {}
     trials: dict[str, dict[str, Path]] = {}
+    raw: dict[str, list[os.DirEntry[str]]] = {}
 
     def note(entry: os.DirEntry[str]) -> Path:
         stat = entry.stat()
@@ -253,6 +254,13 @@ def find_files(session: Path, by: Fingerprint = "stat") -> SessionFiles:
                     settings[entry.name] = note(file)
                 elif _TASK_DATA.fullmatch(file.name) and entry.name not in task_data:
                     task_data[entry.name] = note(file)
+                else:
+                    raw.setdefault(entry.name, []).append(file)
+    if sum(TRIALS_MARKER in datasets for datasets in trials.values()) < len(task_data):
+        # Trials may be extracted from all that lies beside the raw trials.
+        for collection in task_data:
+            for file in raw.get(collection, ()):
+                note(file)
     digest = blake2b(repr(sorted(known)).encode(), digest_size=12).hexdigest()
     return SessionFiles(
         path=session,

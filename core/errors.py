@@ -13,6 +13,7 @@ TrainingStatusError
     │   └── AccessRefused
     ├── SessionUnusable          one session is left out, the subject goes on
     │   └── TrialsNotFound
+    ├── ExtractionNeeded         a session's trials are for another queue to extract
     ├── CorruptTable
     └── MalformedCounts
 
@@ -75,6 +76,10 @@ class SessionUnusable(PermanentError):
 
 class TrialsNotFound(SessionUnusable):
     """The session has no trials."""
+
+
+class ExtractionNeeded(PermanentError):
+    """The session's trials have to be extracted from its raw files."""
 
 
 class CorruptTable(PermanentError):

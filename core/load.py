@@ -185,6 +185,22 @@ def trials_collections(collections: Sequence[str]) -> list[str] | None:
     return None
 
 
+def raw_of(files: SessionFiles, collections: Sequence[str] | None) -> list[str]:
+    """Return the raw collections that trials collections are extracted from; those of all tasks where None.
+
+    Raises
+    ------
+    SessionUnusable
+        Where the experiment description cannot be read.
+    """
+    if collections is None:
+        return raw_collections(files)
+    return [
+        name.replace("alf/task_", _TASK) if name.startswith("alf/task_") else "raw_behavior_data"
+        for name in collections
+    ]
+
+
 def collections_with_trials(files: SessionFiles) -> list[str]:
     """Return the collections of a session's folder that hold trials, sorted."""
     return [name for name, datasets in sorted(files.trials.items()) if TRIALS_MARKER in datasets]

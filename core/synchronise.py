@@ -14,6 +14,7 @@ from core.discover import fingerprint_kind
 from core.errors import CorruptTable, PermanentError, StoreConflict
 from core.names import is_date
 from core.records import DayStatus, DaySummary, LeftOut
+from core.reextract import awaits_extraction
 from core.schema import SCHEMA_VERSION, SOFTWARE_VERSION, SUMMARIES_READ
 from core.sources.base import SubjectSource
 from core.storage import Store, StoredObject
@@ -48,6 +49,7 @@ def look(
     everything: bool,
     again: bool = False,
     prune: bool = False,
+    extract: bool = False,
 ) -> Look:
     """Look at a subject's sessions and its stored table, and tell what is to do.
 
@@ -69,6 +71,8 @@ def look(
         second, so it is put back even where the training table is that of these inputs.
     prune : bool
         Keep nothing of sessions that are no longer on disk; of those that are there and cannot be read, all the same.
+    extract : bool
+        Read days again of which a session was left out because nothing could extract it from its raw files.
 
     Returns
     -------
@@ -93,7 +97,8 @@ def look(
         )
     settles = provenance.schema_version == SCHEMA_VERSION and not again
     present = source.inputs(days)
-    if settles and fingerprint(present) == provenance.inputs:
+    owed = extract and any(map(awaits_extraction, provenance.left_out))
+    if settles and not owed and fingerprint(present) == provenance.inputs:
         left_out = (*odd, *provenance.left_out)
         return Look(dates=(), kept=(), base=base, table=table, unchanged=True, left_out=left_out, empty=empty)
 
@@ -112,7 +117,8 @@ def look(
     kept = {
         day.date: _set_apart(day, found[day.date])
         for day in known
-        if found[day.date].missing or day.inputs == present.get(day.date)
+        if found[day.date].missing
+        or (day.inputs == present.get(day.date) and not (owed and any(map(awaits_extraction, day.left_out))))
     }
     todo = tuple(date for date in days if date not in kept or found[date].new)
     earliest = min((*todo, *(day.date for day in known if day.date not in kept)), default=None)

@@ -67,7 +67,7 @@ def find_trials(files: SessionFiles, collections: Sequence[str] | None, *, one: 
     if force:
         places += [
             ("ONE", lambda: load_one_trials(files.path, one, collections)),
-            ("raw files", lambda: reextract_trials(files.path, _raw_of(files, collections))),
+            ("raw files", lambda: reextract_trials(files.path, load.raw_of(files, collections))),
         ]
     reasons = []
     for place, find in places:
@@ -76,16 +76,6 @@ def find_trials(files: SessionFiles, collections: Sequence[str] | None, *, one: 
         except (TrainingStatusError, OSError) as error:
             reasons.append(f"{place}: {error}")
     raise TrialsNotFound(f"no trials of {files.path}: {'; '.join(reasons)}")
-
-
-def _raw_of(files: SessionFiles, collections: Sequence[str] | None) -> list[str]:
-    """Return the raw collections that trials collections are extracted from."""
-    if collections is None:
-        return load.raw_collections(files)
-    return [
-        name.replace("alf/task_", "raw_task_data_") if name.startswith("alf/task_") else "raw_behavior_data"
-        for name in collections
-    ]
 
 
 def find_session_files(path: Path) -> SessionFiles:

@@ -165,11 +165,12 @@ def entry(job: Job, zone: ZoneInfo, spec: RunSpec) -> dict[str, Any]:
     return {f"{job} {zone.key}": {"task": "training_status.start_run", "schedule": times, "args": (asdict(spec),)}}
 
 
-def entries(schedule: Schedule, *, source: str, store: str) -> dict[str, Any]:
-    """Return Celery's entries for the jobs of a schedule, on a source and a store."""
+def entries(schedule: Schedule, *, source: str, store: str, extract: bool = False) -> dict[str, Any]:
+    """Return Celery's entries for the jobs of a schedule, on a source and a store; whether their runs extract."""
     found: dict[str, Any] = {}
     for job in schedule.jobs:
-        found |= entry(job, schedule.zone, RunSpec(run_id="", kind=job.kind, source=source, store=store, labs=job.labs))
+        spec = RunSpec(run_id="", kind=job.kind, source=source, store=store, labs=job.labs, extract=extract)
+        found |= entry(job, schedule.zone, spec)
     return found
 
 

@@ -23,7 +23,9 @@ import redis
 
 from core.errors import ConfigurationError
 from scheduler.cli.exits import Exit
+from workers.app import EXTRACTION_QUEUE, lists_of
 from workers.broker import connect
+from workers.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ _PR_SET_PDEATHSIG = 1
 #: Seconds: what lives no longer has died at its start, and after several such lives it is left dead, this long at most.
 _SHORT_LIFE = 10.0
 _LONGEST_PAUSE = 30.0
+_EXTRACTOR = "extractor"
 #: In the folder that stays: where the broker is.
 BROKER_FILE = "broker"
 
@@ -78,15 +81,24 @@ class Embedded:
         A folder that stays: the Redis goes on with the append-only file in it, the broker's URL is in its file
         ``broker``, and the parts log to this process's standard error. Nothing of it is kept where not given.
         Its lock is the caller's affair.
+    extraction : bool
+        Start, too, once there is something to extract, a worker that does: until then nobody waits for ibllib's import.
     """
 
     def __init__(
-        self, workers: int, environment: Mapping[str, str], *, parts: Sequence[Part] = (), state: Path | None = None
+        self,
+        workers: int,
+        environment: Mapping[str, str],
+        *,
+        parts: Sequence[Part] = (),
+        state: Path | None = None,
+        extraction: bool = False,
     ) -> None:
         self.workers = workers
         self._environment = environment
         self._parts = parts
         self._state = state
+        self._extraction = extraction
         self._kept: dict[str, _Kept] = {}
 
     def __enter__(self) -> Embedded:
@@ -100,7 +112,7 @@ class Embedded:
             self._keep("redis", self._start_redis)
             if self._state is not None:
                 (self._state / BROKER_FILE).write_text(f"{self.broker}\n")
-            worker = Part(name="worker", arguments=("worker", "--concurrency", str(self.workers)))
+            worker = Part(name="worker", arguments=self._worker)
             for part in (worker, *self._parts):
                 self._keep(part.name, partial(self._start_part, part))
         except BaseException:
@@ -134,6 +146,9 @@ class Embedded:
             if now - kept.died >= kept.pause:
                 kept.process, kept.since, kept.died = kept.start(), time.monotonic(), None
                 kept.starts += 1
+        if self._extraction and _EXTRACTOR not in self._kept and self._is_extraction_wanted():
+            part = Part(name=_EXTRACTOR, arguments=(*self._worker, "--extraction"))
+            self._keep(part.name, partial(self._start_part, part))
 
     def stop(self) -> None:
         """End the parts, the worker after the tasks under way, then the Redis; a second Ctrl-C ends them at once."""
@@ -153,6 +168,19 @@ class Embedded:
 
     def _keep(self, name: str, start: Callable[[], subprocess.Popen[bytes]]) -> None:
         self._kept[name] = _Kept(start=start, process=start(), since=time.monotonic())
+
+    @property
+    def _worker(self) -> tuple[str, ...]:
+        return ("worker", "--concurrency", str(self.workers))
+
+    def _is_extraction_wanted(self) -> bool:
+        client = connect(self.broker)
+        try:
+            return Ledger(client).any_waiting(lists_of(EXTRACTION_QUEUE))
+        except (redis.RedisError, OSError):
+            return False  # it is asked again
+        finally:
+            client.close()
 
     def _refusal(self, name: str) -> str:
         if self._state is not None:
@@ -186,7 +214,7 @@ class Embedded:
         environment = {**os.environ, **self._environment, **part.environment, "TRAINING_STATUS_BROKER": self.broker}
         command = [sys.executable, "-m", "scheduler.cli.main", *part.arguments]
         # The worker's tasks under way are for somebody else now: it is to end at once.
-        at_parents_death = signal.SIGQUIT if part.name == "worker" else signal.SIGTERM
+        at_parents_death = signal.SIGQUIT if part.name in ("worker", _EXTRACTOR) else signal.SIGTERM
         output = None if self._state is not None else self.folder / f"{part.name}.log"
         return _spawn(command, environment, output, at_parents_death=at_parents_death)
 

@@ -29,7 +29,8 @@ def new_run(kind: Literal["recompute", "refresh"], **asked: Any) -> RunSpec:
     kind : {"recompute", "refresh"}
         Whether everything is computed anew.
     **asked
-        What else `RunSpec` holds: ``source``, ``store``, ``labs``, ``subjects``, ``prune``, ``fingerprint``.
+        What else `RunSpec` holds: ``source``, ``store``, ``labs``, ``subjects``, ``prune``, ``fingerprint``,
+        ``extract``.
     """
     now = datetime.now(UTC)
     run_id = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"

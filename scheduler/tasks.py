@@ -151,6 +151,7 @@ def begin_subject(task: Any, spec: RunSpec, subject: Subject, attempt: int) -> s
         everything=spec.kind == "recompute",
         again=attempt > 0,
         prune=spec.prune,
+        extract=spec.extract,
     )
     if seen.unchanged:
         # A subject without a session on disk stays in the cohort table, or out of it, as it is.

@@ -82,6 +82,9 @@ redis_transport.Transport.Channel = _Channel
 # Out of memory is as out of reach: it may pass. Senders try again, and a worker connects anew in place of ending.
 redis_transport.Transport.connection_errors += (redis.OutOfMemoryError,)
 
+#: Where trials are extracted from raw files, which takes seconds a session: nothing else waits behind it.
+EXTRACTION_QUEUE = "training-status-extraction"
+
 app = Celery("training_status")
 app.conf.update(
     # JSON only: a message can never be code.
@@ -122,6 +125,11 @@ app.conf.update(
 def priority(task: str, kind: Literal["recompute", "refresh"]) -> int:
     """Return the priority of messages for the task named `task` in a run of this kind; 0 is the most urgent."""
     return STAGES[task] + (0 if kind == "refresh" else _OF_RECOMPUTE)
+
+
+def lists_of(queue: str) -> list[str]:
+    """Return the lists in Redis that messages of a queue lie in, the most urgent first."""
+    return [f"{queue}{_Channel.sep}{priority}" if priority else queue for priority in PRIORITIES]
 
 
 def configure(broker: str) -> Celery:

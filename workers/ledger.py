@@ -90,6 +90,14 @@ redis.call('ZADD', KEYS[3], 'XX', ARGV[5], ARGV[1])
 return redis.call('HGET', KEYS[2], 'pieces') - redis.call('HGET', KEYS[2], 'delivered')
 """
 
+# A piece is handed to the extraction queue once; what became of its message is for whoever sends again what is owed.
+_HAND_ON = """
+if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[3] then return 0 end
+if redis.call('HGET', KEYS[1], 'dates:' .. ARGV[2]) ~= ARGV[4] then return 0 end
+redis.call('ZADD', KEYS[2], 'XX', ARGV[5], ARGV[1])
+return redis.call('HSETNX', KEYS[1], 'extracting:' .. ARGV[2], 1)
+"""
+
 # The outcome that is recorded first stays; the subject's work is dropped with it.
 _END = """
 if redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[2]) == 1 then
@@ -165,6 +173,7 @@ class RunSpec:
     started: str = ""  # UTC, ISO 8601
     prune: bool = False  # keep nothing of sessions that are no longer on disk
     fingerprint: Fingerprint = "stat"  # what files are known by
+    extract: bool = False  # extract trials from raw files where a session has none, in a queue of its own
 
     @property
     def same(self) -> str:
@@ -266,6 +275,7 @@ class Ledger:
         self._redis: Any = client
         self._open = client.register_script(_OPEN)
         self._deliver = client.register_script(_DELIVER)
+        self._hand_on = client.register_script(_HAND_ON)
         self._end = client.register_script(_END)
         self._register = client.register_script(_REGISTER)
         self._set_stage = client.register_script(_SET_STAGE)
@@ -511,6 +521,20 @@ class Ledger:
     def has_piece(self, run_id: str, subject: Subject, piece: int) -> bool:
         """Return whether a piece of a subject under way was delivered already."""
         return bool(self._redis.hexists(_work(run_id, subject), f"piece:{piece}"))
+
+    def hand_on(self, run_id: str, subject: Subject, *, attempt: int, piece: int, dates: Sequence[str]) -> bool:
+        """Note that a piece is for the extraction queue; False where that was noted, or the piece is not wanted."""
+        _, _, work, owed, _ = self._keys(run_id, subject)
+        keys = [work, owed]
+        return bool(self._hand_on(keys=keys, args=[str(subject), piece, attempt, orjson.dumps(dates), time.time()]))
+
+    def is_handed_on(self, run_id: str, subject: Subject, piece: int) -> bool:
+        """Return whether a piece of a subject under way is for the extraction queue."""
+        return bool(self._redis.hexists(_work(run_id, subject), f"extracting:{piece}"))
+
+    def any_waiting(self, lists: Sequence[str]) -> bool:
+        """Return whether there is a message in any of these lists."""
+        return bool(self._redis.exists(*lists))
 
     def pieces_missing(self, run_id: str, subject: Subject) -> list[int]:
         """Return the pieces of a subject that were not delivered yet."""

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from workers.app import app, priority
+from workers.app import EXTRACTION_QUEUE, app, lists_of, priority
 from workers.ledger import Ledger, RunSpec, Subject
 
 
@@ -32,6 +32,13 @@ def send_summarise(spec: RunSpec, subject: Subject, attempt: int, piece: int, da
     """Send the task that summarises some days of a subject."""
     shown = f"{subject} {dates[0]}..{dates[-1]}"
     _send(spec, "summarise_days", [spec.run_id, str(subject), attempt, piece, list(dates)], shown)
+
+
+def send_extract(spec: RunSpec, subject: Subject, attempt: int, piece: int, dates: Sequence[str]) -> None:
+    """Send the task that summarises some days of a subject, extracting trials where there are none."""
+    shown = f"{subject} {dates[0]}..{dates[-1]}, extracting"
+    args = [spec.run_id, str(subject), attempt, piece, list(dates), True]
+    _signature(spec, "summarise_days", args, shown).apply_async(queue=EXTRACTION_QUEUE)
 
 
 def send_statuses(spec: RunSpec, subject: Subject) -> None:
@@ -66,8 +73,15 @@ def send_owed(ledger: Ledger, spec: RunSpec, patience: float) -> int:
         if stage == "waiting" or work is None:
             send_look(spec, subject, work.attempt if work else 0)
         elif missing := ledger.pieces_missing(spec.run_id, subject):
+            handed_on = [piece for piece in missing if ledger.is_handed_on(spec.run_id, subject, piece)]
+            if handed_on and ledger.any_waiting(lists_of(EXTRACTION_QUEUE)):
+                # It is in line there. If it is not, it is missed once that queue is empty; copies would only pile up.
+                missing = [piece for piece in missing if piece not in handed_on]
             for piece in missing:
-                send_summarise(spec, subject, work.attempt, piece, work.pieces[piece])
+                send = send_extract if piece in handed_on else send_summarise
+                send(spec, subject, work.attempt, piece, work.pieces[piece])
+            if not missing:
+                continue
         else:
             send_statuses(spec, subject)
         count += 1

@@ -1,6 +1,7 @@
-"""The tasks of a subject: thin, a call of `core` each, between reading the ledger and writing it.
+r"""The tasks of a subject: thin, a call of `core` each, between reading the ledger and writing it.
 
     summarise_days (one or more, in parallel) -> compute_statuses -> write_tables -> finish_run (after the last)
+       \-> summarise_days in the extraction queue, for days with a session that has raw files and no trials
 
 Every task can be delivered twice, or after its run has ended: it finds in the ledger that nothing is left to do.
 
@@ -26,10 +27,11 @@ import redis
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
-from core.errors import CorruptTable, PermanentError, StoreConflict, TransientError
+from core.errors import CorruptTable, ExtractionNeeded, PermanentError, StoreConflict, TransientError
 from core.freshness import LABS_KEY, Look, note_looks
 from core.join import join_days
 from core.records import DaySummary, LeftOut, days_from_json, days_to_json, statuses_from_json, statuses_to_json
+from core.reextract import trials_loader
 from core.schema import SCHEMA_VERSION, SOFTWARE_VERSION
 from core.status import compute_statuses as statuses_of
 from core.storage.base import Store, update
@@ -152,8 +154,14 @@ def _sessions(done: int, left_out: int) -> str:
 
 @app.task(bind=True, name="training_status.summarise_days", throws=(Failed,))
 @subject_task
-def summarise_days(task: Any, spec: RunSpec, subject: Subject, attempt: int, piece: int, dates: list[str]) -> str:
-    """Load and summarise some days of a subject; the last piece to come in sends the subject on."""
+def summarise_days(
+    task: Any, spec: RunSpec, subject: Subject, attempt: int, piece: int, dates: list[str], extract: bool = False
+) -> str:
+    """Load and summarise some days of a subject; the last piece to come in sends the subject on.
+
+    Where a session has raw files and no trials, and the run extracts, the piece is handed on to the extraction queue,
+    whose workers get `extract`.
+    """
     ledger = context().ledger
     work = ledger.work(spec.run_id, subject)
     if work is None or work.attempt != attempt or dict(enumerate(work.pieces)).get(piece) != tuple(dates):
@@ -165,9 +173,19 @@ def summarise_days(task: Any, spec: RunSpec, subject: Subject, attempt: int, pie
         if under_way and not ledger.pieces_missing(spec.run_id, subject):
             go_on(spec, subject)
         return NOTHING_LEFT
+    if extract:
+        ledger.keep([task.request.id])  # news: it may have waited for long, and takes a while now
+    elif ledger.is_handed_on(spec.run_id, subject, piece):
+        return "in line to be extracted"
     source = context().source(spec.source, spec.fingerprint).subject(subject.lab, subject.subject)
     sessions = find_work(source, dates, work.held)
-    days = summarise(source.load(sessions))
+    try:
+        loader = trials_loader("here" if extract else "elsewhere" if spec.extract else "off")
+        days = summarise(source.load(sessions, loader))
+    except ExtractionNeeded as error:
+        if ledger.hand_on(spec.run_id, subject, attempt=attempt, piece=piece, dates=dates):
+            messages.send_extract(spec, subject, attempt, piece, dates)
+        return f"handed on to be extracted: {error}"
     count = sum(len(paths) for paths in sessions.values())
     complete = ledger.deliver(
         spec.run_id,
@@ -364,6 +382,7 @@ def _record(spec: RunSpec, outcomes: dict[Subject, Outcome], error: str | None =
         "only": spec.only,
         "prune": spec.prune,
         "fingerprint": spec.fingerprint,
+        "extract": spec.extract,
         "error": error,
         "missing": [asdict(each) for each in context().source(spec.source, spec.fingerprint).missing],
         "started": spec.started,

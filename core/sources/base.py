@@ -120,11 +120,19 @@ class SubjectSource(Protocol):
         """
         ...
 
-    def load(self, days: Days) -> list[LoadedDay]:
+    def load(self, days: Days, trials_loader: TrialsLoader | None = None) -> list[LoadedDay]:
         """Load the sessions of some days, each file once.
 
         A session that cannot be used is left out with its reason. One that cannot be reached now, but may be later, is
         no input of its day either, so that the next refresh tries it again.
+
+        Parameters
+        ----------
+        days : mapping of str to sequence of Path
+            Which.
+        trials_loader : callable, optional
+            What loads trials from a session's files, see :func:`core.reextract.trials_loader`; what it does not know
+            to be a fault of the session it raises, and so does this. A source without raw files has no use for it.
 
         Raises
         ------

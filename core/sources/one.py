@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from core.config import SourceSettings
 from core.discover import which_file
 from core.errors import ConfigurationError, InvalidName, TransientError
-from core.load import seconds_told, tasks_by_protocol, trials_collections
+from core.load import TrialsLoader, seconds_told, tasks_by_protocol, trials_collections
 from core.names import check_date, check_lab, check_number, check_subject
-from core.records import LeftOut, LoadedDay, SessionFiles
+from core.records import LeftOut, LoadedDay, Missing, SessionFiles
 from core.sources.base import Days, load_day
 from core.sources.one_records import Dataset, Records, SessionRecord, session_folder, twins
 from core.sources.one_tables import TableRecords
@@ -45,6 +45,8 @@ class OneSource:
     settings : SourceSettings
         How the server is reached, and where downloads lie.
     """
+
+    missing: Sequence[Missing] = ()
 
     def __init__(self, address: str, settings: SourceSettings) -> None:
         if address.startswith(_LOCAL):
@@ -83,6 +85,10 @@ class OneSource:
         except (ConfigurationError, TransientError):
             return []
         return [(lab, name) for lab, name in pairs if name not in found[lab]]
+
+    def newest(self, labs: Sequence[str], subjects: Sequence[str], count: int) -> list[tuple[str, str]]:
+        """Return none: what changed last is not told without asking for each subject."""
+        return []
 
     def subject(self, lab: str, subject: str) -> OneSubject:
         """Return what ONE has of one subject."""
@@ -128,8 +134,11 @@ class OneSubject:
         """Return the fingerprints of the sessions of some days, from their records."""
         return {date: {path.name: self._record(path).fingerprint for path in paths} for date, paths in days.items()}
 
-    def load(self, days: Days) -> list[LoadedDay]:
-        """Load the sessions of some days, each file once; of a server, what is needed is downloaded."""
+    def load(self, days: Days, trials_loader: TrialsLoader | None = None) -> list[LoadedDay]:
+        """Load the sessions of some days, each file once; of a server, what is needed is downloaded.
+
+        Trials are never extracted from raw files, so `trials_loader` is of no use: of those only what facts need comes.
+        """
         loaded = []
         for date, paths in days.items():
             with self._source.hold(paths[0].parent) if paths else nullcontext():

@@ -15,6 +15,7 @@ from scheduler.cli.logs import log_options
 from scheduler.cli.options import (
     NamedSource,
     blames,
+    extract_option,
     json_option,
     option,
     required,
@@ -37,6 +38,7 @@ _SHOWN = 3
 @option("--broker", required=True, help="URL of the Redis that running workers listen to.")
 @source_options
 @store_options
+@extract_option("not; the runs wait for a worker --extraction where none is there")
 @schedule_options
 @option(
     "--state",
@@ -59,6 +61,7 @@ def beat(
     s3_endpoint: str | None,
     s3_profile: str | None,
     s3_region: str | None,
+    extract: bool | None,
     refresh_at: str,
     recompute_at: str,
     timezone: str,
@@ -103,7 +106,7 @@ def beat(
     with blames("--state"):
         beating.run(
             app,
-            beating.entries(schedule, source=source.uri, store=store),
+            beating.entries(schedule, source=source.uri, store=store, extract=bool(extract)),
             (state or _default_state()).absolute(),
             Ledger(client),
             patience,

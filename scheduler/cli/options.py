@@ -162,6 +162,18 @@ def filter_options(command: Command) -> Command:
     return command
 
 
+def extract_option(default: str) -> Callable[[Command], Command]:
+    """Return the option that asks for extraction, None where it is not given; `default` tells people what that means.
+
+    Parameters
+    ----------
+    default : str
+        Such as ``where that is installed``.
+    """
+    told = f"Extract trials from raw files where a session has none, with ibllib; by default {default}."
+    return option("--extract/--no-extract", default=None, help=told)
+
+
 def schedule_options(command: Command) -> Command:
     """Add the options that make the schedule."""
     entries = "entries separated by ';', each a crontab (all labs) or LAB=crontab (that lab alone); or never"

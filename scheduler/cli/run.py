@@ -20,6 +20,7 @@ from scheduler.cli.options import (
     as_environment,
     blames,
     default_workers,
+    extract_option,
     filter_options,
     json_option,
     option,
@@ -50,6 +51,7 @@ def _run_options(command: Any) -> Any:
             default="stat",
             help="Know files by size and time or, where those lie, by content: each file is then read at each look.",
         ),
+        extract_option("where that is installed and, with --broker, a worker --extraction runs"),
         filter_options,
         store_options,
         source_options,
@@ -94,6 +96,7 @@ def _run(
     labs: tuple[str, ...],
     subjects: tuple[str, ...],
     fingerprint: Fingerprint,
+    extract: bool | None,
     embedded: bool,
     broker: str | None,
     workers: int | None,
@@ -117,6 +120,7 @@ def _run(
     from core.sources import open_source
     from scheduler import runs
     from scheduler.embedded import Embedded
+    from scheduler.extraction import extracts_here, extracts_there
     from workers.app import configure
     from workers.broker import check, connect
     from workers.context import open_as
@@ -138,21 +142,31 @@ def _run(
     if target:
         with blames("--alyx"):
             target.check()
-    spec = runs.new_run(
-        kind, source=source.uri, store=store, labs=labs, subjects=subjects, prune=prune, fingerprint=fingerprint
-    )
-
     with ExitStack() as stack:
         keep_alive = None
         if broker is None:
-            private = stack.enter_context(
-                Embedded(workers or default_workers(), {**as_environment(settings), **source.environment()})
-            )
+            with blames("--extract"):
+                extract = extracts_here(extract)
+            environment = {**as_environment(settings), **source.environment()}
+            private = stack.enter_context(Embedded(workers or default_workers(), environment, extraction=extract))
             broker, keep_alive = private.broker, private.keep_alive
         client = connect(broker)
         check(client, broker)
         ledger = Ledger(client)
-        configure(broker)
+        app = configure(broker)
+        if keep_alive is None:
+            with blames("--extract"):
+                extract = extracts_there(extract, app)
+        spec = runs.new_run(
+            kind,
+            source=source.uri,
+            store=store,
+            labs=labs,
+            subjects=subjects,
+            prune=prune,
+            fingerprint=fingerprint,
+            extract=extract,
+        )
         with interruptible(spec, embedded=keep_alive is not None):
             runs.start(ledger, spec)
             if no_wait:

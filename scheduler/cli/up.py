@@ -26,6 +26,7 @@ from scheduler.cli.options import (
     as_environment,
     blames,
     default_workers,
+    extract_option,
     option,
     required,
     schedule_from,
@@ -50,6 +51,7 @@ _PASSWORD_FILE = "flower-password"
 @source_options
 @store_options
 @option("--workers", type=click.IntRange(min=1), help="Worker processes; one a processor where not given.")
+@extract_option("where that is installed")
 @schedule_options
 @option(
     "--state",
@@ -73,6 +75,7 @@ def up(
     s3_profile: str | None,
     s3_region: str | None,
     workers: int | None,
+    extract: bool | None,
     refresh_at: str,
     recompute_at: str,
     timezone: str,
@@ -92,6 +95,7 @@ def up(
     training-status refresh --root /data --store tables --broker "$(cat ~/.local/state/training-status/up/broker)"
     """
     from scheduler.embedded import BROKER_FILE, Embedded, Part
+    from scheduler.extraction import extracts_here
     from workers import logs
     from workers.context import open_as
 
@@ -105,6 +109,8 @@ def up(
         store = str(Path(store).absolute())
     with blames("--store"):
         open_as(store, settings).check()
+    with blames("--extract"):
+        extract = extracts_here(extract)
     folder = (state or _default_state()).absolute()
     count = workers or default_workers()
 
@@ -124,6 +130,7 @@ def up(
             "TRAINING_STATUS_RECOMPUTE_AT": recompute_at,
             "TRAINING_STATUS_TIMEZONE": timezone,
             "TRAINING_STATUS_STATE": str(folder / "beat"),
+            "TRAINING_STATUS_EXTRACT": str(int(extract)),
         }
         flower = {
             "TRAINING_STATUS_FLOWER_ADDRESS": _HOST,
@@ -135,7 +142,7 @@ def up(
         parts = [Part(name="flower", arguments=("flower",), environment=flower)]
         if schedule.jobs:  # beat refuses to run for nothing
             parts.append(Part(name="beat", arguments=("beat",), environment=beat))
-        with Embedded(count, environment, parts=parts, state=folder) as private:
+        with Embedded(count, environment, parts=parts, state=folder, extraction=extract) as private:
             _wait_for_flower(private, port)
             if flower_password:
                 password_told = "the password that was set"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,18 @@ from scheduler.cli.options import blames, default_workers, option, source_settin
 if TYPE_CHECKING:
     from workers.logs import Format
 
+#: How much an extraction worker gives way to others on its machine.
+_NICE = 10
+
 
 @click.command()
 @option("--broker", required=True, help="URL of the Redis that carries the messages.")
 @option("--concurrency", type=click.IntRange(min=1), help="Processes in the pool; one a processor where not given.")
-@option("--worker-name", help="Name in Flower and in logs, such as worker@lab-server; celery@HOST where not given.")
+@option(
+    "--worker-name",
+    help="Name in Flower and in logs, such as worker@lab-server; by default celery@HOST or extraction@HOST.",
+)
+@option("--extraction", is_flag=True, help="Only extract trials from raw files, with ibllib; others never do.")
 @option(
     "--patience",
     default=60.0,
@@ -44,6 +52,7 @@ def worker(
     broker: str,
     concurrency: int | None,
     worker_name: str | None,
+    extraction: bool,
     patience: float,
     time_limit: float,
     s3_endpoint: str | None,
@@ -58,6 +67,7 @@ def worker(
 
     \b
     training-status worker --broker redis://localhost:6379/0 --concurrency 4
+    training-status worker --broker redis://localhost:6379/0 --concurrency 1 --extraction
     """
     # Imported before the pool is forked, so that its processes share the memory and start at once.
     import celery.apps.worker
@@ -67,10 +77,13 @@ def worker(
     import workers.tasks  # noqa: F401
     from workers import broker as redis_broker
     from workers import context, logs
-    from workers.app import configure
+    from workers.app import EXTRACTION_QUEUE, configure
     from workers.reconcile import reconcile_regularly
     from workers.shutdown import watch_end
 
+    if extraction:
+        with blames("--extraction"):
+            _import_extractors()
     settings = store_settings(s3_endpoint, s3_profile, s3_region)
     with blames("--s3-endpoint"):
         if s3_endpoint:  # stores are opened when tasks name them, which is late for a wrong address
@@ -79,7 +92,7 @@ def worker(
         client = redis_broker.connect(broker)
         redis_broker.check(client, broker)
     client.close()
-    logs.configure("worker", log_format, log_level)
+    logs.configure("extractor" if extraction else "worker", log_format, log_level)
     context.use(WorkerSettings(broker=broker, store=settings, source=source_settings))
     reconcile_regularly(broker, patience)
     if alive_file:
@@ -95,12 +108,24 @@ def worker(
             "worker",
             f"--concurrency={concurrency or default_workers()}",
             f"--loglevel={log_level}",
-            *([f"--hostname={worker_name}"] if worker_name else []),
+            *([f"--hostname={name}"] if (name := worker_name or (extraction and "extraction@%h")) else []),
+            *(["--queues", EXTRACTION_QUEUE] if extraction else []),
             # Neither is used here, and the first holds up the start by a second.
             "--without-mingle",
             "--without-gossip",
         ]
     )
+
+
+def _import_extractors() -> None:
+    """Import ibllib's extractors, which go on to log as all else does, and leave the processors to the fast path."""
+    import logging
+
+    from core.reextract import import_extractors
+
+    import_extractors()
+    logging.getLogger("ibllib").handlers.clear()  # it has put one there that writes to standard output
+    os.nice(_NICE)
 
 
 def _touch_while_alive(path: Path) -> None:

@@ -117,8 +117,14 @@ def test_no_credential_stands_in_the_file(tmp_path: Path) -> None:
 def test_every_setting_of_ours_in_the_file_is_an_option_of_its_command(tmp_path: Path) -> None:
     from scheduler.cli.main import cli
 
-    every = {"root", "store", "s3_endpoint", "s3_region"}  # for any command that is run in a service's environment
-    for name in OURS:
+    every = {
+        "root",
+        "store",
+        "s3_endpoint",
+        "s3_region",
+        "extract",
+    }  # for any command that is run in a service's environment
+    for name in (*OURS, "extractor"):
         service = resolve(filled(tmp_path))["services"][name]
         command = cli.get_command(None, service["command"][0])  # type: ignore[arg-type]
         assert command is not None

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from core import training_status as ts
 from core.errors import TrialsNotFound
 from core.reextract import reextract_trials
 from core.schema import TRIALS_ATTRIBUTES
+from tests.processes import training_status
 
 # ibllib's own code warns of much, and of other things from version to version.
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
@@ -33,13 +36,13 @@ def peer() -> Any:
     return pytest.importorskip("ibllib.pipes.training_status", reason="needs ibllib with its dependencies")
 
 
-def copy(name: str, tmp_path: Path, number: int = 1) -> Path:
+def copy(name: str, tmp_path: Path, number: int = 1, subject: str = "A_001") -> Path:
     """Copy a session of the wheel to where sessions lie."""
     spec = find_spec("ibllib")
     assert spec is not None
     assert spec.submodule_search_locations is not None
     source = Path(spec.submodule_search_locations[0], "tests", "extractors", "data", name)
-    path = tmp_path / "alab" / "Subjects" / "A_001" / "2025-03-03" / f"{number:03}"
+    path = tmp_path / "alab" / "Subjects" / subject / "2025-03-03" / f"{number:03}"
     shutil.copytree(source, path)
     return path
 
@@ -103,3 +106,24 @@ def test_collections_are_put_together(peer: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(of_one.choice, twice.choice[12:])
     with pytest.raises(TrialsNotFound, match="no raw files in raw_task_data_00, raw_task_data_02"):
         reextract_trials(path, ["raw_task_data_00", "raw_task_data_02"])
+
+
+def test_a_run_takes_each_raw_session_to_a_status_or_a_reason(peer: Any, tmp_path: Path) -> None:
+    """A subject a session of the wheel, through Celery and the extraction queue."""
+    root, store = tmp_path / "tree", tmp_path / "tables"
+    names = (*SESSIONS, *BROKEN)
+    paths = {name: copy(name, root, subject=name) for name in names}
+    done = training_status("recompute", "--root", root, "--store", store, "--workers", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["counts"] == {"subjects": 5, "done": 5, "unchanged": 0, "failed": 0, "sessions": 5, "left_out": 2}
+    assert {left["subject"] for left in record["left_out"]} == set(BROKEN)
+    assert all("trials cannot be extracted from raw_behavior_data: " in left["reason"] for left in record["left_out"])
+    statuses = {"training": "in training", "biased": "trained 1b"}
+    for name, (n_trials, protocol) in SESSIONS.items():
+        table = pd.read_parquet(store / "resources" / "training" / "alab" / name / "training.pqt")
+        wanted = peer.get_sess_dict(paths[name], None, protocol)
+        assert set(table["training_status"]) == {statuses[protocol]}
+        assert set(table["n_trials"]) == {n_trials}
+        for column in ("performance", "contrasts", "performance_easy", "reaction_time"):
+            np.testing.assert_array_equal(table[column], wanted[column])

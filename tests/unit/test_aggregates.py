@@ -24,7 +24,7 @@ from core.simulation.real_mouse import write_real_mouse
 from core.simulation.tree import simulate
 from core.sources import TreeSource, open_source
 from core.sources.aggregates import MISSING, AggregatesSource
-from core.sources.downloads import Downloads
+from core.sources.filecache import FileCache
 from core.status import compute_statuses
 from core.storage import open_store
 from core.summarise import summarise
@@ -464,7 +464,7 @@ def test_what_holds_no_aggregates_is_refused(
 
 
 def test_downloads_stay_within_their_size_and_the_least_used_go(tmp_path: Path) -> None:
-    downloads = Downloads(tmp_path, size=250e-9)
+    downloads = FileCache(tmp_path, size=250e-9)
     fetched: list[str] = []
 
     def get(name: str, size: int = 100) -> bytes:
@@ -487,7 +487,7 @@ def test_downloads_stay_within_their_size_and_the_least_used_go(tmp_path: Path) 
 
 
 def test_a_download_that_fails_leaves_nothing_and_one_cut_short_is_made_again(tmp_path: Path) -> None:
-    downloads = Downloads(tmp_path, size=1.0)
+    downloads = FileCache(tmp_path, size=1.0)
 
     def breaks_off(to: Any) -> None:
         to.write(b"half")
@@ -506,7 +506,7 @@ def test_a_download_that_fails_leaves_nothing_and_one_cut_short_is_made_again(tm
 
 def test_a_cache_that_cannot_be_written_to_names_its_setting(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    downloads = Downloads(tmp_path / "file" / "cache", size=1.0)
+    downloads = FileCache(tmp_path / "file" / "cache", size=1.0)
     with pytest.raises(ConfigurationError, match="TRAINING_STATUS_CACHE"):
         downloads.open("a/v.pqt", 1, lambda to: to.write(b"1") and None)
     downloads.write("a/v.json", b"an index is made anew each time")
