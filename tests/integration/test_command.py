@@ -15,6 +15,7 @@ import pytest
 
 from core.discover import find_labs, find_subjects
 from core.pipeline import recompute_subject
+from core.schema import SCHEMA_VERSION
 from core.sources import TreeSource
 from core.storage import open_store
 from tests.processes import COMMAND, environment, interruptible, training_status, wait_for
@@ -61,7 +62,7 @@ def test_the_run_record_in_the_store_is_what_was_printed(computed: tuple) -> Non
     folder, record = computed
     stored = folder / "resources" / "training" / "runs" / f"{record['run_id']}.json"
     assert json.loads(stored.read_bytes()) == record
-    assert record["versions"]["schema"] == 2
+    assert record["versions"]["schema"] == SCHEMA_VERSION
 
 
 def test_tables_are_read_by_pandas_and_duckdb_alike(computed: tuple) -> None:
