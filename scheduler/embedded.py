@@ -35,7 +35,8 @@ _PR_SET_PDEATHSIG = 1
 #: Seconds: what lives no longer has died at its start, and after several such lives it is left dead, this long at most.
 _SHORT_LIFE = 10.0
 _LONGEST_PAUSE = 30.0
-_EXTRACTOR = "extractor"
+#: Name of the part that is an extraction worker.
+EXTRACTOR = "extractor"
 #: In the folder that stays: where the broker is.
 BROKER_FILE = "broker"
 
@@ -146,8 +147,8 @@ class Embedded:
             if now - kept.died >= kept.pause:
                 kept.process, kept.since, kept.died = kept.start(), time.monotonic(), None
                 kept.starts += 1
-        if self._extraction and _EXTRACTOR not in self._kept and self._is_extraction_wanted():
-            part = Part(name=_EXTRACTOR, arguments=(*self._worker, "--extraction"))
+        if self._extraction and EXTRACTOR not in self._kept and self._is_extraction_wanted():
+            part = Part(name=EXTRACTOR, arguments=(*self._worker, "--extraction"))
             self._keep(part.name, partial(self._start_part, part))
 
     def stop(self) -> None:
@@ -214,7 +215,7 @@ class Embedded:
         environment = {**os.environ, **self._environment, **part.environment, "TRAINING_STATUS_BROKER": self.broker}
         command = [sys.executable, "-m", "scheduler.cli.main", *part.arguments]
         # The worker's tasks under way are for somebody else now: it is to end at once.
-        at_parents_death = signal.SIGQUIT if part.name in ("worker", _EXTRACTOR) else signal.SIGTERM
+        at_parents_death = signal.SIGQUIT if part.name in ("worker", EXTRACTOR) else signal.SIGTERM
         output = None if self._state is not None else self.folder / f"{part.name}.log"
         return _spawn(command, environment, output, at_parents_death=at_parents_death)
 

@@ -94,7 +94,7 @@ def up(
     training-status up --root /data --store tables --refresh-at "0 2 * * *" --timezone Europe/London
     training-status refresh --root /data --store tables --broker "$(cat ~/.local/state/training-status/up/broker)"
     """
-    from scheduler.embedded import BROKER_FILE, Embedded, Part
+    from scheduler.embedded import BROKER_FILE, EXTRACTOR, Embedded, Part
     from scheduler.extraction import extracts_here
     from workers import logs
     from workers.context import open_as
@@ -142,7 +142,9 @@ def up(
         parts = [Part(name="flower", arguments=("flower",), environment=flower)]
         if schedule.jobs:  # beat refuses to run for nothing
             parts.append(Part(name="beat", arguments=("beat",), environment=beat))
-        with Embedded(count, environment, parts=parts, state=folder, extraction=extract) as private:
+        if extract:  # from the start: a run that is asked for by another command looks for it
+            parts.append(Part(name=EXTRACTOR, arguments=("worker", "--extraction", "--concurrency", str(count))))
+        with Embedded(count, environment, parts=parts, state=folder) as private:
             _wait_for_flower(private, port)
             if flower_password:
                 password_told = "the password that was set"

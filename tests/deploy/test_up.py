@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from tests.processes import COMMAND, environment, training_status, wait_for
+from tests.standin import SLOW, SLOWER, StandIn, assert_complete, complete_tables, write_tree
 from workers.broker import connect
 from workers.ledger import Ledger
 
@@ -215,3 +216,19 @@ def taken_port() -> Iterator[int]:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         yield taken.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_where_ibllib_is_it_extracts_and_other_commands_find_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standin = StandIn(tmp_path / "standin")
+    monkeypatch.setenv("PYTHONPATH", standin.env["PYTHONPATH"])
+    root = write_tree(tmp_path / "tree")
+    with up(tmp_path / "up", root, "--refresh-at", "never") as running:
+        wait_for(lambda: "extraction@" in running.logged, "the extraction worker")
+        counts = refreshed(running, root, tmp_path / "up")
+        assert (counts["done"], counts["left_out"]) == (3, 0)
+        assert running.end(signal.SIGTERM) == 0
+    assert (standin.begun(SLOW), standin.begun(SLOWER)) == (1, 1)
+    assert_complete(tmp_path / "up" / "tables", complete_tables(tmp_path / "complete"))

@@ -21,8 +21,12 @@ from core.summarise import summarise
 from core.synchronise import Look, find_work, look, put_tables
 from core.tables import build_tables, read_provenance
 from scheduler import extraction
+from scheduler.beat import entries
+from scheduler.cli.options import schedule_from
+from scheduler.runs import once_more
 from tests.standin import StandIn, take_trials
 from tests.trees import KEYS, LAB, SUBJECT, objects, session, statuses
+from workers.ledger import RunSpec
 
 RAW = "raw_task_data_00"
 
@@ -195,3 +199,12 @@ def test_a_run_extracts_by_default_where_ibllib_is(monkeypatch: pytest.MonkeyPat
     assert [extraction.extracts_here(asked) for asked in (None, False)] == [False, False]
     with pytest.raises(ConfigurationError, match=r"not installed here: pip install 'training-status\[ibl\]'$"):
         extraction.extracts_here(True)
+
+
+def test_scheduled_runs_and_runs_that_try_again_extract_as_they_were_asked_to() -> None:
+    made = schedule_from("0 2 * * *", "never", "UTC")
+    for asked in (True, False):
+        (entry,) = entries(made, source="/data", store="tables", extract=asked).values()
+        spec = RunSpec.parse(entry["args"][0])
+        assert spec.extract is asked
+        assert once_more(spec, only=("lab/subject",)).extract is asked
