@@ -78,7 +78,7 @@ test: lint browser $(PEER)/.dev
 
 faults: $(VENV)/.dev
 	$(BIN)/pytest -n 2 tests/faults
-	$(BIN)/pytest -n 2 --dist loadfile -m slow tests/deploy
+	$(BIN)/pytest -n 2 --dist loadfile -m slow tests/deploy tests/integration
 
 endurance: $(VENV)/.dev
 	$(BIN)/python -m bench.endurance --subjects 600 --days 100

@@ -27,7 +27,14 @@ import redis
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
-from core.errors import CorruptTable, ExtractionNeeded, PermanentError, StoreConflict, TransientError
+from core.errors import (
+    CorruptTable,
+    ExtractionNeeded,
+    PermanentError,
+    StoreConflict,
+    TrainingStatusError,
+    TransientError,
+)
 from core.freshness import LABS_KEY, Look, note_looks
 from core.join import join_days
 from core.records import DaySummary, LeftOut, days_from_json, days_to_json, statuses_from_json, statuses_to_json
@@ -363,6 +370,14 @@ def _stored_cohort(spec: RunSpec) -> list[dict[str, Any]]:
     return rows
 
 
+def _missing(spec: RunSpec) -> list[dict[str, str]]:
+    """Return what the run's source does not tell of any session."""
+    try:
+        return [asdict(each) for each in context().source(spec.source, spec.fingerprint).missing]
+    except TrainingStatusError:  # it cannot be opened, which is the run's error
+        return []
+
+
 def _record(spec: RunSpec, outcomes: dict[Subject, Outcome], error: str | None = None) -> dict[str, Any]:
     """Return what a run did, for people and for monitoring."""
     states = [outcome.state for outcome in outcomes.values()]
@@ -384,7 +399,7 @@ def _record(spec: RunSpec, outcomes: dict[Subject, Outcome], error: str | None =
         "fingerprint": spec.fingerprint,
         "extract": spec.extract,
         "error": error,
-        "missing": [asdict(each) for each in context().source(spec.source, spec.fingerprint).missing],
+        "missing": _missing(spec),
         "started": spec.started,
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "counts": {
