@@ -232,9 +232,42 @@ def find_files(session: Path, by: Fingerprint = "stat") -> SessionFiles:
     )
 
 
-def fingerprint_kind(fingerprint: str) -> Fingerprint:
-    """Return what a session's fingerprint was made by; two of different kinds tell nothing of each other."""
-    return "content" if fingerprint.startswith(_BY_CONTENT) else "stat"
+def which_file(path: str) -> tuple[str, str, str] | None:
+    """Return what a file of a session is, by its path within the session, as :func:`find_files` tells them.
+
+    Parameters
+    ----------
+    path : str
+        With ``/`` between its parts.
+
+    Returns
+    -------
+    tuple of (str, str, str), or None
+        "description", "settings", "task_data" or "trials"; its collection; its attribute, or "table", of trials. None
+        where the file does not bear on the result.
+    """
+    *folders, name = path.split("/")
+    if not folders:
+        return ("description", "", "") if _DESCRIPTION.fullmatch(name) else None
+    if folders[0] == "alf":
+        match = _TRIALS.fullmatch(name) if len(folders) <= _ALF_DEPTH else None
+        collection = "/".join(folder for folder in folders if not _REVISION.fullmatch(folder))
+        return ("trials", collection, match[1] or match[2]) if match else None
+    plain = [folder for folder in folders if not _REVISION.fullmatch(folder)]
+    if len(plain) == 1 and _SETTINGS.fullmatch(name):
+        return "settings", plain[0], ""
+    if len(plain) == 1 and _TASK_DATA.fullmatch(name):
+        return "task_data", plain[0], ""
+    return None
+
+
+def fingerprint_kind(fingerprint: str) -> str:
+    """Return what a session's fingerprint was made by; two of different kinds tell nothing of each other.
+
+    A :data:`~core.records.Fingerprint`, or "records" where the session's files are known by their records in ONE.
+    """
+    kind, mark, _ = fingerprint.partition(":")
+    return kind if mark else "stat"
 
 
 def _content(path: str) -> str:

@@ -140,7 +140,9 @@ def _load_protocol(files: SessionFiles, protocol: str, tasks: list[Task], trials
         names = [collection for collection, _ in tasks]
         trials = trials_loader(files, trials_collections(names))
         facts = session_facts(files, tasks)
-    return Session(path=str(files.path), number=files.number, protocol=protocol, trials=trials, facts=facts)
+    return Session(
+        path=str(files.path), number=files.number, protocol=protocol, trials=trials, facts=facts, eid=files.eid
+    )
 
 
 def raw_collections(files: SessionFiles) -> list[str]:
@@ -385,14 +387,20 @@ def session_facts(files: SessionFiles, tasks: Sequence[tuple[str, dict[str, Any]
 
 def _seconds(task_data: Path | None, settings: dict[str, Any]) -> float:
     """Return a task's length in seconds: by its end time, else by its last trial; 0 where neither tells."""
+    seconds = seconds_told(settings)
+    if seconds is not None:
+        return seconds
+    return _last_trial_end(task_data) if task_data else 0.0
+
+
+def seconds_told(settings: dict[str, Any]) -> float | None:
+    """Return a task's length in seconds by its settings alone; None where only its raw trials can tell."""
     try:
         start = datetime.fromisoformat(settings.get("SESSION_START_TIME") or settings["SESSION_DATETIME"])
         seconds = (datetime.fromisoformat(settings["SESSION_END_TIME"]) - start).total_seconds()
     except (KeyError, TypeError, ValueError):  # no end, or one that cannot be told from the start
-        seconds = -1.0
-    if seconds >= 0:
-        return seconds
-    return _last_trial_end(task_data) if task_data else 0.0
+        return None
+    return seconds if seconds >= 0 else None
 
 
 def _last_trial_end(path: Path) -> float:

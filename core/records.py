@@ -44,6 +44,7 @@ class SessionFiles:
     task_data: dict[str, Path]  # raw collection -> its raw trials
     trials: dict[str, dict[str, Path]]  # trials collection -> attribute (or "table") -> file
     fingerprint: str  # of the names of all of these, and their sizes and modification times, or their content
+    eid: str | None = None  # the session's identifier in ONE, where it is known
 
     @property
     def date(self) -> str:
@@ -95,6 +96,7 @@ class Session:
     protocol: str
     trials: Trials | None  # None for habituation, which is not looked into
     facts: Facts | None
+    eid: str | None = None  # the session's identifier in ONE, where it is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +149,7 @@ class SessionSummary:
     protocol: str
     location: str | None  # None for habituation
     measures: Measures | None  # None for habituation
+    eid: str | None = None  # the session's identifier in ONE, where it is known
 
 
 @dataclass(frozen=True, kw_only=True)

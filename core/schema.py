@@ -9,10 +9,10 @@ from typing import Any, Final
 import pyarrow as pa
 
 #: Raised when the meaning or the columns of a stored table change, a threshold among them; such tables are made anew.
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 #: Versions whose day summaries are as those of this one: an upgrade reads no session again, and keeps those that are no
 #: longer on disk. Statuses are computed anew.
-SUMMARIES_READ: Final = frozenset({1, 2})
+SUMMARIES_READ: Final = frozenset({1, 2, 3})
 
 try:
     SOFTWARE_VERSION: Final = version("training-status")

@@ -210,6 +210,7 @@ def _summarise_day(day: LoadedDay, groups: Sequence[_Group], fits: Iterator[tupl
             protocol=session.protocol,
             location=session.facts.location if session.facts else None,
             measures=next(measures) if session.trials is not None else None,
+            eid=session.eid,
         )
         for session in day.sessions
     )

@@ -123,7 +123,7 @@ def build_tables(lab: str, subject: str, days: Sequence[DaySummary], statuses: S
         training=_write(training, metadata),
         criteria=_write(_criteria(statuses), metadata),
         summaries=_write(_summaries(days, statuses), metadata),
-        aggregate=_write(_aggregate(training), metadata),
+        aggregate=_write(_aggregate(training, _eids(days)), metadata),
         cohort=tuple(_cohort(lab, subject, training)),
     )
 
@@ -364,10 +364,15 @@ def _first_days(training: pa.Table) -> dict[str, tuple[str, str]]:
     return first
 
 
-def _aggregate(training: pa.Table) -> pa.Table:
+def _eids(days: Sequence[DaySummary]) -> dict[str, str]:
+    """Return the identifiers in ONE of the sessions that have one, by their paths."""
+    return {session.path: session.eid for day in days for session in day.sessions if session.eid}
+
+
+def _aggregate(training: pa.Table, eids: Mapping[str, str]) -> pa.Table:
     first = _first_days(training)
     frame = pd.DataFrame(
-        {"training_status": list(first), "session": [path for _, path in first.values()]},
+        {"training_status": list(first), "session": [eids.get(path, path) for _, path in first.values()]},
         index=pd.Index([date for date, _ in first.values()], name="date", dtype=object),
         dtype=object,
     )

@@ -364,6 +364,7 @@ def _select(state: Alyx, kind: str, query: dict[str, str]) -> list[Record]:
         rows = getattr(state, kind)
     tests: list[Callable[[Record], bool]] = []
     of = {session["url"]: session for session in state.sessions}
+    has_sessions = {(session["subject"], session["lab"]) for session in state.sessions}
     home = {(subject["nickname"], subject["lab"]) for subject in state.subjects}
 
     def value(row: Record, name: str) -> Any:
@@ -382,6 +383,7 @@ def _select(state: Alyx, kind: str, query: dict[str, str]) -> list[Record]:
             "session__start_time__date": session.get("start_time", "")[:10],
             "name": row.get("name"),
             "default_dataset": row.get("default_dataset"),
+            "actions_sessions": (row.get("nickname"), row.get("lab")) in has_sessions or None,
         }[name]
 
     def add(name: str, wanted: Any) -> None:
@@ -409,6 +411,7 @@ _LOOKUPS: dict[str, Callable[[Any, Any], bool]] = {
     "in": lambda value, wanted: value in wanted,
     "gte": lambda value, wanted: value >= wanted,
     "lte": lambda value, wanted: value <= wanted,
+    "isnull": lambda value, wanted: (value is None) == wanted,
     "regex": lambda value, wanted: re.search(wanted, value) is not None,
 }
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from core.config import SourceSettings
 from core.records import Fingerprint
 from core.sources.base import Days, Source, SubjectSource
+from core.sources.one import OneSource
 from core.sources.tree import TreeSource
 
-__all__ = ["Days", "Source", "SubjectSource", "TreeSource", "open_source"]
+__all__ = ["Days", "OneSource", "Source", "SubjectSource", "TreeSource", "open_source"]
 
 #: What stands before the address where a source is no session tree.
 ONE = "one:"
@@ -22,7 +23,7 @@ def open_source(uri: str, settings: SourceSettings, by: Fingerprint = "stat") ->
     Parameters
     ----------
     uri : str
-        The path of a session tree.
+        The path of a session tree; ``one:local:<folder>`` of a ONE cache, or ``one:<address>`` of an Alyx server.
     settings : SourceSettings
         How servers are reached, and where downloads lie; a tree needs none of it.
     by : {"stat", "content"}
@@ -33,4 +34,6 @@ def open_source(uri: str, settings: SourceSettings, by: Fingerprint = "stat") ->
     ConfigurationError
         Where the name is of no form known.
     """
+    if uri.startswith(ONE):
+        return OneSource(uri.removeprefix(ONE), settings)
     return TreeSource(Path(uri), by)
