@@ -190,56 +190,45 @@ class _Subject:
 
     def bring_to(self, criteria: Criteria, dry_run: bool) -> State:
         """Write the key of the subject's JSON field where it holds another value."""
-        listed = self._listed()
+        address, listed = self._find()
         if _field(listed).get(FIELD) == criteria:
             return "sent" if self.wrote else "unchanged"
         if dry_run:
             return "would be sent"
-        name, current = self._address(listed)
-        wanted = {**_field(current), FIELD: criteria}  # just read, as what is sent replaces the whole field
+        # Read once more, as what is sent replaces the whole field.
+        wanted = {**_field(self._read(address, listed)), FIELD: criteria}
         self.wrote = True
         with in_our_words(f"write the JSON field of {self.lab}/{self.name}"):
-            self.alyx.rest("subjects", "partial_update", id=name, data={"json": wanted})
-        if _field(self._read(name, listed)) != wanted:
+            self.alyx.rest("subjects", "partial_update", id=address, data={"json": wanted})
+        if _field(self._read(address, listed)) != wanted:
             raise TransientError(f"{self.lab}/{self.name}: somebody else wrote its JSON field at the same time")
         return "sent"
 
-    def _listed(self) -> Mapping[str, Any]:
-        """Return the subject's record, found by nickname and lab: a nickname alone may be another lab's mouse."""
+    def _find(self) -> tuple[str, Mapping[str, Any]]:
+        """Return what names the subject in an address, and its record, found by nickname and lab."""
         with in_our_words(f"look for the subject {self.lab}/{self.name}"):
-            found = [
+            named = [
                 record
-                for record in self.alyx.rest("subjects", "list", nickname=self.name, lab=self.lab)
-                if (record["lab"], record["nickname"]) == (self.lab, self.name)
+                for record in self.alyx.rest("subjects", "list", nickname=self.name)
+                if record["nickname"] == self.name
             ]
+        found = [record for record in named if record["lab"] == self.lab]
         if len(found) != 1:
             raise PermanentError(f"Alyx has {'no' if not found else len(found)} subject {self.name!r} of {self.lab!r}")
-        record: Mapping[str, Any] = found[0]
-        return record
-
-    def _address(self, listed: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-        """Return what names the subject in an address, and its record as it is now.
-
-        Its id does for certain. Servers that go by nickname alone are asked by that, where no other lab has it.
-        """
-        identifier = str(listed["id"])
-        try:
-            return identifier, self._read(identifier, listed)
-        except ConfigurationError as error:
-            if getattr(getattr(error.__cause__, "response", None), "status_code", None) != 404:
-                raise
-        with in_our_words(f"look for subjects {self.name}"):
-            labs = sorted(record["lab"] for record in self.alyx.rest("subjects", "list", nickname=self.name))
-        if len(labs) != 1:
-            raise PermanentError(
-                f"{self.name!r} is a subject of {' and '.join(labs)}, and this server knows them by nickname alone: "
-                "it cannot be written safely"
-            )
-        return self.name, self._read(self.name, listed)
+        # Alyx takes the nickname in an address, which says nothing where two labs have it; then only the id would do.
+        return self.name if len(named) == 1 else str(found[0]["id"]), found[0]
 
     def _read(self, name: str, listed: Mapping[str, Any]) -> Mapping[str, Any]:
-        with in_our_words(f"read the subject {self.lab}/{self.name}"):
-            record: Mapping[str, Any] = self.alyx.rest("subjects", "read", id=name)
+        try:
+            with in_our_words(f"read the subject {self.lab}/{self.name}"):
+                record: Mapping[str, Any] = self.alyx.rest("subjects", "read", id=name)
+        except ConfigurationError as error:
+            if name == self.name:
+                raise
+            raise PermanentError(
+                f"{self.name!r} is a subject of several labs, and this server knows subjects by nickname alone: "
+                f"it cannot be written safely, so it was not ({error})"
+            ) from None
         if (record["id"], record["lab"]) != (listed["id"], self.lab):
             raise PermanentError(f"asked for {self.lab}/{self.name}, Alyx gave another subject: nothing was sent")
         return record
