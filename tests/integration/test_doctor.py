@@ -202,8 +202,9 @@ def test_a_login_that_is_taken_and_one_that_is_not(
     monkeypatch.setenv("TRAINING_STATUS_ONE_USER", USER)
     with alyx(mice) as server:
         monkeypatch.setenv("TRAINING_STATUS_ONE_PASSWORD", PASSWORD)
-        _, found = look(capsys, "--one", server.url)
-        assert found["login --one"]["state"] == "OK"
+        code, found = look(capsys, "--one", server.url)
+        assert (code, states(found, "login --one", "source")) == (0, ["OK", "OK"])
+        assert "2 labs, simlab01, simlab02" in found["source"]["found"]
         monkeypatch.setenv("TRAINING_STATUS_ONE_PASSWORD", "wrong-word")
         code, found = look(capsys, "--one", server.url)
     assert (code, found["login --one"]["state"]) == (1, "WRONG")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from core.alyx_update import FIELD, Update, known_subjects, update_subjects
@@ -138,6 +141,20 @@ def test_a_field_that_is_no_object_is_left_alone_and_told(store: Store, server: 
 def test_eids_of_a_subject_cost_one_request(store: Store, server: Alyx) -> None:
     send(server, store, dry_run=True)
     assert len([request for request in server.requests if "/sessions?" in request]) == 4
+
+
+def test_eids_that_the_table_has_are_sent_as_they_are(server: Alyx, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    name, eid = server.subjects[0]["nickname"], "4b7fbad4-f6de-43b4-9b15-c7c7ef44db4b"
+    row = {"training_status": "trained 1a", "session": eid, "date": "2020-01-20"}
+    buffer = BytesIO()
+    pq.write_table(pa.Table.from_pylist([row]), buffer)
+    store.put(subject_keys(LAB, name).aggregate, buffer.getvalue(), replaces=None)
+    settings = SourceSettings(one_user=USER, one_password=PASSWORD)
+    (done,) = update_subjects(store, lambda: connect(server.url, settings), [(LAB, name)], dry_run=False)
+    assert (done.state, done.criteria) == ("sent", {"trained_1a": ["2020-01-20", eid]})
+    assert server.subjects[0]["json"][FIELD] == done.criteria
+    assert not [request for request in server.requests if "/sessions?" in request]
 
 
 def test_of_two_labs_with_the_same_nickname_neither_is_written_where_the_server_cannot_tell_them(
@@ -327,15 +344,12 @@ class TestCommand:
         self, mice: Path, server: Alyx, tmp_path: Path
     ) -> None:
         env = {"TRAINING_STATUS_ONE_USER": USER, "TRAINING_STATUS_ONE_PASSWORD": PASSWORD}
-        given = ["--root", mice, "--store", tmp_path / "t", "--alyx-update", "--alyx", server.url, "--workers", "2"]
-        done = training_status("recompute", *given, "--lab", LAB, "--json", env=env)
-        assert done.returncode == 0, done.stderr
-        record = json.loads(done.stdout)
-        assert [(each["lab"], each["state"]) for each in record["alyx"]] == [(LAB, "sent")] * 2
-        assert len(sent(server)) == 2
-        server.faults.append(Fault(status=500, path="/subjects", wait=0))
-        done = training_status("refresh", *given, "--lab", OTHER, env={**env, "TRAINING_STATUS_ONE_PASSWORD": "no"})
+        gone, sent_one = server.subjects.pop(0)["nickname"], server.subjects[0]["nickname"]
+        given = ["--root", mice, "--store", tmp_path / "t", "--lab", LAB, "--workers", "2"]
+        done = training_status("recompute", *given, "--alyx-update", "--alyx", server.url, "--json", env=env)
         assert done.returncode == 1, done.stderr
-        assert done.stderr.count(f"alyx failed: {OTHER}/") == 2
-        assert "2 subjects, 2 computed" in done.stdout
-        assert len(known_subjects(open_store(str(tmp_path / "t")))) == 4
+        record = json.loads(done.stdout)
+        assert [(each["subject"], each["state"]) for each in record["alyx"]] == [(gone, "failed"), (sent_one, "sent")]
+        assert len(sent(server)) == 1
+        assert (record["counts"]["done"], record["counts"]["failed"]) == (2, 0)
+        assert known_subjects(open_store(str(tmp_path / "t"))) == [(LAB, gone), (LAB, sent_one)]
