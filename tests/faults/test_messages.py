@@ -342,7 +342,7 @@ def test_a_piece_that_comes_again_sends_on_what_its_process_did_not(
     assert ledger.stage(spec.run_id, SUBJECT) == "computing"
     sent: list[Subject] = []
     monkeypatch.setattr(messages, "send_statuses", lambda spec, subject: sent.append(subject))
-    monkeypatch.setattr(tasks, "load_days", lambda *_: pytest.fail("a piece that is there is not loaded again"))
+    monkeypatch.setattr(tasks, "summarise", lambda *_: pytest.fail("a piece that is there is not loaded again"))
     take(spec, SUBJECT, pieces)
     assert sent == [SUBJECT]
     tasks.compute_statuses.run(spec.run_id, str(SUBJECT))
