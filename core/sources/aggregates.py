@@ -128,7 +128,7 @@ class AggregatesSource:
         """Return the subjects of a lab that have a file of trials, and folders that cannot be a subject's."""
         found: dict[str, bool] = {}
         for subject, file in self._listed(lab):
-            found[subject] = found.get(subject, False) or _FILE.fullmatch(file.key.split("/", 4)[4]) is not None
+            found[subject] = found.get(subject, False) or _is_trials(file)
         if wanted:
             found = {name: has for name, has in found.items() if name in wanted}
         good, odd = _checked(check_subject, sorted(name for name, has in found.items() if has), f"{lab}/")
@@ -150,13 +150,13 @@ class AggregatesSource:
         times: dict[tuple[str, str], float] = {}
         try:
             for lab in self.labs(labs)[0]:
-                good = set(self.subjects(lab, subjects)[0])
                 for subject, file in self._listed(lab):
-                    if subject in good:
+                    if _is_trials(file) and (not subjects or subject in subjects):
                         times[lab, subject] = max(times.get((lab, subject), 0.0), file.modified)
         except (TrainingStatusError, OSError):
             return []
-        return sorted(times, key=lambda name: (-times[name], name))[:count]
+        good = {name for name in times if not _checked(check_subject, [name[1]], "")[1]}
+        return sorted(good, key=lambda name: (-times[name], name))[:count]
 
     def subject(self, lab: str, subject: str) -> AggregatesSubject:
         """Return what there is of one subject; nothing is asked yet."""
@@ -172,6 +172,11 @@ class AggregatesSource:
             parts = file.key.split("/", 4)
             if len(parts) == 5:
                 yield parts[3], file
+
+
+def _is_trials(file: File) -> bool:
+    """Whether a file in a subject's folder is its trials."""
+    return _FILE.fullmatch(file.key.split("/", 4)[4]) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
