@@ -126,9 +126,11 @@ class AggregatesSource:
 
     def subjects(self, lab: str, wanted: Sequence[str] = ()) -> tuple[list[str], list[LeftOut]]:
         """Return the subjects of a lab that have a file of trials, and folders that cannot be a subject's."""
-        found: dict[str, bool] = {}
-        for subject, file in self._listed(lab):
-            found[subject] = found.get(subject, False) or _is_trials(file)
+        try:
+            found = self._found(lab)
+        except PermissionError as error:
+            where = f"{printable(str(error.filename))} cannot be listed: {error.strerror}"
+            return [], [LeftOut(session=lab, reason=f"folder left out: {where}")]
         if wanted:
             found = {name: has for name, has in found.items() if name in wanted}
         good, odd = _checked(check_subject, sorted(name for name, has in found.items() if has), f"{lab}/")
@@ -140,7 +142,7 @@ class AggregatesSource:
         """Return which subjects have no file of trials any more, of the labs that can be listed."""
         try:
             labs, _ = self.labs(wanted)
-            found = {lab: self.subjects(lab)[0] for lab in labs}
+            found = {lab: {name for name, has in self._found(lab).items() if has} for lab in labs}
         except (TrainingStatusError, OSError):
             return []
         return sorted((lab, name) for lab, name in set(subjects) if lab in found and name not in found[lab])
@@ -165,6 +167,13 @@ class AggregatesSource:
     @property
     def _uri(self) -> str:
         return f"{self._files.uri}/{_BASE.rstrip('/')}"
+
+    def _found(self, lab: str) -> dict[str, bool]:
+        """Return the folders of a lab, and whether each holds a file of trials."""
+        found: dict[str, bool] = {}
+        for subject, file in self._listed(lab):
+            found[subject] = found.get(subject, False) or _is_trials(file)
+        return found
 
     def _listed(self, lab: str) -> Iterator[tuple[str, File]]:
         """Yield the files of a lab's subjects with the subject: one listing."""

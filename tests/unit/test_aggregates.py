@@ -445,6 +445,26 @@ def test_labs_and_subjects_that_are_none(one_mouse: pd.DataFrame, tmp_path: Path
         source.subject("..", SUBJECT)
 
 
+def test_a_lab_that_cannot_be_listed_is_told_and_none_of_its_mice_is_taken_for_gone(
+    one_mouse: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, one_mouse)
+    source = opened(tmp_path)
+    walk = os.walk
+
+    def closed(folder: Path, **options: Any) -> Any:  # a user with every right, as in a container, is never refused
+        if folder.name == LAB:
+            options["onerror"](PermissionError(13, "Permission denied", str(folder)))
+        return walk(folder, **options)
+
+    monkeypatch.setattr(os, "walk", closed)
+    good, (left,) = source.subjects(LAB)
+    assert (good, left.session) == ([], LAB)
+    assert left.reason.endswith(f"{LAB} cannot be listed: Permission denied")
+    assert source.absent([], [(LAB, SUBJECT)]) == []
+    assert source.newest([], [], 3) == []
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
