@@ -531,7 +531,11 @@ def _load_session(path: Path, tasks: Sequence[_Task]) -> tuple[list[Session], li
                 continue
             duration = sum(whole_minutes(_seconds(task.columns)) for task in of_protocol)
             facts = Facts(duration=duration, delay=float("nan"), location=None)
-        sessions.append(Session(path=str(path), number=path.name, protocol=protocol, trials=trials, facts=facts))
+        sessions.append(
+            Session(
+                path=str(path), number=path.name, protocol=protocol, trials=trials, facts=facts, eid=of_protocol[0].eid
+            )
+        )
     return sessions, left_out
 
 
