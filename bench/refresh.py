@@ -9,7 +9,6 @@ simulated once and then multiplied by hard links; each is listed, planned and as
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -22,11 +21,10 @@ from typing import Any
 
 from bench.measure import Bar, machine, median, say, spread, table, write
 from bench.mice import Mouse, mice_of, multiply, sessions_of, write_mice
-from bench.runs import Services, services
+from bench.runs import Services, counted_bucket, services
 from core.storage import Store, open_store
 from core.tables import subject_keys
-from tests.faults.proxy import S3Proxy, s3_proxy
-from tests.servers import aws_environment, create_bucket, seaweedfs
+from tests.faults.proxy import S3Proxy
 
 BUCKET = "bench"
 STORE = f"s3://{BUCKET}/ibl"
@@ -49,14 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("simulating")
         made = write_mice(folder / "few", options.subjects, options.days, options.seed)
         sessions = multiply(folder / "few", root, -(-options.sessions // made))
-        for variable, value in aws_environment(folder).items():
-            if value is None:
-                os.environ.pop(variable, None)
-            else:
-                os.environ[variable] = value
-        server = stack.enter_context(seaweedfs(folder / "s3"))
-        create_bucket(server, BUCKET)
-        proxy = stack.enter_context(s3_proxy(server))
+        server, proxy = stack.enter_context(counted_bucket(folder, BUCKET))
         env = {"TRAINING_STATUS_S3_ENDPOINT": proxy.endpoint}
         running = stack.enter_context(services(folder / "services", WORKERS, env))
         found = measure(running, proxy, open_store(STORE, endpoint=server), root, folder, options.repeats)

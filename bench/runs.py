@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +16,10 @@ import redis
 from bench.measure import Spent, Watch
 from scheduler import runs
 from scheduler.embedded import find_server
+from tests.faults.proxy import S3Proxy, s3_proxy
 from tests.processes import answers, process, wait_for
 from tests.processes import worker as worker_process
-from tests.servers import free_ports
+from tests.servers import aws_environment, create_bucket, free_ports, seaweedfs
 from workers.app import configure
 from workers.broker import connect
 from workers.ledger import Ledger, RunSpec
@@ -109,6 +111,23 @@ def redis_service(folder: Path) -> Iterator[tuple[str, int]]:
     with process([*command, "--appendonly", "yes", "--save", ""], folder / "redis.log") as server:
         wait_for(lambda: answers(url), "Redis to answer")
         yield url, server.pid
+
+
+@contextmanager
+def counted_bucket(folder: Path, bucket: str) -> Iterator[tuple[str, S3Proxy]]:
+    """Run a real S3 server with a bucket, and a proxy that counts requests; yield the server's address and the proxy.
+
+    This process, and those that it starts, have the test credentials from now on.
+    """
+    for variable, value in aws_environment(folder).items():
+        if value is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = value
+    with seaweedfs(folder / "s3") as server:
+        create_bucket(server, bucket)
+        with s3_proxy(server) as proxy:
+            yield server, proxy
 
 
 def command_line(arguments: list[str], folder: Path) -> Spent:

@@ -11,7 +11,6 @@ each as fast as this one.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import threading
@@ -26,13 +25,11 @@ from typing import Any
 from bench.measure import Bar, machine, median, say, table, write
 from bench.mice import mice_of, sessions_of, write_mice
 from bench.queueing import PIECE, PLAN, STATUSES, TABLES, Costs, Simulation
-from bench.runs import Services, redis_service, worker_on
+from bench.runs import Services, counted_bucket, redis_service, worker_on
 from core.config import StoreSettings, WorkerSettings
 from scheduler import runs
 from scheduler.plan import CHUNK_SUBJECTS
 from scheduler.tasks import register_next
-from tests.faults.proxy import s3_proxy
-from tests.servers import aws_environment, create_bucket, seaweedfs
 from workers import context
 from workers.app import app
 from workers.broker import connect
@@ -68,14 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder, root = Path(name), Path(name) / "mice"
         say("writing mice")
         write_mice(root, options.subjects, options.days, options.seed)
-        for variable, value in aws_environment(folder).items():
-            if value is None:
-                os.environ.pop(variable, None)
-            else:
-                os.environ[variable] = value
-        server = stack.enter_context(seaweedfs(folder / "s3"))
-        create_bucket(server, BUCKET)
-        proxy = stack.enter_context(s3_proxy(server))
+        _, proxy = stack.enter_context(counted_bucket(folder, BUCKET))
         broker, redis = stack.enter_context(redis_service(folder / "redis"))
         turns: dict[int, list[dict[str, Any]]] = defaultdict(list)
         plans = []

@@ -86,7 +86,7 @@ def find_labs(root: Path, wanted: Sequence[str] = ()) -> tuple[list[str], list[L
         raise ConfigurationError(f"no lab {missing[0]!r} in {root}: it has {', '.join(found) or 'none'}")
     if not found:
         raise ConfigurationError(f"no <lab>/{SUBJECTS_FOLDER} folder in {root}: is it a session tree?")
-    good, odd = _checked(check_lab, wanted or found, "")
+    good, odd = split_names(check_lab, wanted or found, "")
     return good, [*odd, *([] if wanted else closed)]
 
 
@@ -112,7 +112,7 @@ def find_subjects(root: Path, lab: str, wanted: Sequence[str] = ()) -> tuple[lis
         names = _folders(subjects_folder(root, lab))
     except _CLOSED as error:
         return [], [_closed(lab, error)]
-    return _checked(check_subject, [name for name in names if not wanted or name in wanted], f"{lab}/")
+    return split_names(check_subject, [name for name in names if not wanted or name in wanted], f"{lab}/")
 
 
 def absent_subjects(root: Path, wanted: Sequence[str], subjects: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -319,8 +319,18 @@ def _closed(folder: str, error: OSError) -> LeftOut:
     return LeftOut(session=folder, reason=f"folder left out: it cannot be listed: {error.strerror}")
 
 
-def _checked(check: Callable[[str], str], names: Sequence[str], prefix: str) -> tuple[list[str], list[LeftOut]]:
-    """Split `names` into those that pass `check` and those that are left out, with the reason."""
+def split_names(check: Callable[[str], str], names: Sequence[str], prefix: str) -> tuple[list[str], list[LeftOut]]:
+    """Split names into those that can be one, and those that are left out with the reason.
+
+    Parameters
+    ----------
+    check : callable
+        Raises InvalidName, such as :func:`core.names.check_lab`.
+    names : sequence of str
+        Of folders or records.
+    prefix : str
+        Stands before those that are left out, such as the lab and a slash.
+    """
     good, odd = [], []
     for name in names:
         try:

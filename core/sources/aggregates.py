@@ -9,7 +9,7 @@ the file is read only where it is new, or its sessions are to be computed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date as Date
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from core.config import SourceSettings
+from core.discover import split_names
 from core.errors import ConfigurationError, CorruptTable, InvalidName, SessionUnusable, TrainingStatusError
 from core.load import LONGEST_SESSION, TrialsLoader, check_columns, protocol_named, whole_minutes
 from core.names import SUBJECTS_FOLDER, check_lab, check_number, check_subject, printable
@@ -122,7 +123,7 @@ class AggregatesSource:
             raise ConfigurationError(f"no lab {missing[0]!r} in {self._uri}: it has {', '.join(found) or 'none'}")
         if not found:
             raise ConfigurationError(f"no {_BASE}<lab> in {self._files.uri}: does it hold the public aggregates?")
-        return _checked(check_lab, sorted(set(wanted)) or found, "")
+        return split_names(check_lab, sorted(set(wanted)) or found, "")
 
     def subjects(self, lab: str, wanted: Sequence[str] = ()) -> tuple[list[str], list[LeftOut]]:
         """Return the subjects of a lab that have a file of trials, and folders that cannot be a subject's."""
@@ -133,7 +134,7 @@ class AggregatesSource:
             return [], [LeftOut(session=lab, reason=f"folder left out: {where}")]
         if wanted:
             found = {name: has for name, has in found.items() if name in wanted}
-        good, odd = _checked(check_subject, sorted(name for name, has in found.items() if has), f"{lab}/")
+        good, odd = split_names(check_subject, sorted(name for name, has in found.items() if has), f"{lab}/")
         without = [name for name, has in found.items() if not has]
         reason = "folder left out: it holds no _ibl_subjectTrials.table*.pqt"
         return good, [*odd, *(LeftOut(session=f"{lab}/{ascii(name)[1:-1]}", reason=reason) for name in sorted(without))]
@@ -157,7 +158,7 @@ class AggregatesSource:
                         times[lab, subject] = max(times.get((lab, subject), 0.0), file.modified)
         except (TrainingStatusError, OSError):
             return []
-        good = {name for name in times if not _checked(check_subject, [name[1]], "")[1]}
+        good = {name for name in times if not split_names(check_subject, [name[1]], "")[1]}
         return sorted(good, key=lambda name: (-times[name], name))[:count]
 
     def subject(self, lab: str, subject: str) -> AggregatesSubject:
@@ -561,14 +562,3 @@ def _seconds(columns: dict[str, NDArray[Any]]) -> float:
     ends = np.where(np.isnan(ends), response, ends)
     told = ends[(ends >= 0) & (ends <= LONGEST_SESSION)]
     return float(told[-1]) if told.size else 0.0
-
-
-def _checked(check: Callable[[str], str], names: Sequence[str], prefix: str) -> tuple[list[str], list[LeftOut]]:
-    """Split `names` into those that pass `check` and those that are left out, with the reason."""
-    good, odd = [], []
-    for name in names:
-        try:
-            good.append(check(name))
-        except InvalidName as error:
-            odd.append(LeftOut(session=prefix + ascii(name)[1:-1], reason=f"folder left out: {error}"))
-    return good, odd

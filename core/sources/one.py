@@ -6,14 +6,14 @@ loads is downloaded, checked and read a day at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.config import SourceSettings
-from core.discover import which_file
+from core.discover import split_names, which_file
 from core.errors import ConfigurationError, InvalidName, TransientError
 from core.load import TrialsLoader, seconds_told, tasks_by_protocol, trials_collections
 from core.names import check_date, check_lab, check_number, check_subject
@@ -69,12 +69,12 @@ class OneSource:
             raise ConfigurationError(f"no lab {missing[0]!r} in {self._name}: it has {', '.join(found) or 'none'}")
         if not found:
             raise ConfigurationError(f"no lab in {self._name}")
-        return _checked(check_lab, wanted or found, "")
+        return split_names(check_lab, wanted or found, "")
 
     def subjects(self, lab: str, wanted: Sequence[str] = ()) -> tuple[list[str], list[LeftOut]]:
         """Return the subjects of a lab that have sessions, sorted, and what cannot be one by its name."""
         names = [name for name in self._records.subjects(lab) if not wanted or name in wanted]
-        return _checked(check_subject, names, f"{lab}/")
+        return split_names(check_subject, names, f"{lab}/")
 
     def absent(self, wanted: Sequence[str], subjects: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return which subjects ONE has no sessions of, though it has their lab; none where it cannot be asked."""
@@ -187,14 +187,3 @@ def _needed(files: SessionFiles) -> set[Path]:
 def _kind(dataset: Dataset) -> str:
     found = which_file(dataset.path)
     return found[0] if found else ""
-
-
-def _checked(check: Callable[[str], str], names: Sequence[str], prefix: str) -> tuple[list[str], list[LeftOut]]:
-    """Split `names` into those that pass `check` and those that are left out, with the reason."""
-    good, odd = [], []
-    for name in names:
-        try:
-            good.append(check(name))
-        except InvalidName as error:
-            odd.append(LeftOut(session=prefix + ascii(name)[1:-1], reason=f"name left out: {error}"))
-    return good, odd
