@@ -80,7 +80,8 @@ def test_a_tree_a_cache_and_a_server_give_one_table(tree: Path, server: Alyx, se
 def test_the_aggregate_names_sessions_by_their_identifiers(server: Alyx, settings: SourceSettings) -> None:
     tables = recompute_subject(OneSource(server.url, settings), LAB, SUBJECT, MemoryStore("store"))
     named = set(pq.read_table(io.BytesIO(tables.aggregate)).column("session").to_pylist())
-    assert named and named <= {session["id"] for session in server.sessions}
+    assert named
+    assert named <= {session["id"] for session in server.sessions}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,8 @@ def test_wrong_credentials_are_one_line(
 ) -> None:
     with pytest.raises(error) as caught:
         OneSource(server.url, SourceSettings(cache=str(tmp_path / "c"), **given)).check()
-    assert "\n" not in str(caught.value) and "--one-" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "--one-" in str(caught.value)
 
 
 def test_a_token_logs_in_and_is_not_written_down(server: Alyx, tmp_path: Path, home: Path) -> None:
@@ -169,7 +171,8 @@ def test_missing_and_other_files_leave_their_sessions_out_until_they_are_there(
     inputs, reasons = loaded(OneSource(server.url, again))
     assert len(reasons) == 3
     assert sum(map(len, inputs.values())) == sum(map(len, whole.values())) - 3
-    assert any("MD5" in reason for reason in reasons) and any("no file" in reason for reason in reasons)
+    assert any("MD5" in reason for reason in reasons)
+    assert any("no file" in reason for reason in reasons)
     server.files.update(kept)
     for record in third["file_records"]:
         record["exists"] = True
@@ -218,7 +221,8 @@ def test_one_nickname_in_two_labs_and_names_that_look_like_numbers(settings: Sou
 def test_downloads_are_bounded_and_a_day_that_is_read_stays(server: Alyx, settings: SourceSettings) -> None:
     small = SourceSettings(one_user=USER, one_password=PASSWORD, cache=settings.cache, cache_size=1e-6)
     inputs, reasons = loaded(OneSource(server.url, small))
-    assert inputs and not reasons
+    assert inputs
+    assert not reasons
     left = sum(p.stat().st_size for p in Path(str(settings.cache)).rglob("*") if p.is_file() and p.suffix != ".lock")
     assert left <= 1000
 
@@ -244,7 +248,8 @@ def test_a_local_cache_says_what_is_missing_or_other(tree: Path, tmp_path: Path,
     first.unlink()
     second.write_bytes(b"x")
     _, reasons = loaded(open_source(f"one:local:{copy}", settings))
-    assert len(reasons) == 2 and all("ONE" in reason for reason in reasons)
+    assert len(reasons) == 2
+    assert all("ONE" in reason for reason in reasons)
     os.unlink(copy / "datasets.pqt")
     with pytest.raises(ConfigurationError, match=r"datasets\.pqt"):
         open_source(f"one:local:{copy}", settings).check()
