@@ -19,6 +19,7 @@ from core.errors import AccessRefused, ConfigurationError, TransientError
 from core.pipeline import recompute_subject
 from core.simulation.tree import simulate
 from core.sources import OneSource, Source, open_source
+from core.sources.downloads import Downloads
 from core.sources.one import connect
 from core.storage.memory import MemoryStore
 from tests.alyx import DATA_PASSWORD, DATA_USER, PASSWORD, TOKEN, USER, Alyx, Fault, alyx
@@ -193,9 +194,11 @@ def test_a_changed_record_changes_the_fingerprint_and_is_read_anew(server: Alyx,
 def test_every_session_of_many_is_found_though_pages_lose_rows(tmp_path: Path, settings: SourceSettings) -> None:
     with alyx() as server:
         server.add_subject("lab", "mouse")
-        for day in range(1700):  # a thousand start at the same time of one of a few days
+        for day in range(1700):  # some sixty start at the same time of each of 28 days
             server.add_session("lab", "mouse", f"20{10 + day % 4}-01-{1 + day % 28:02}", day // 28 + 1)
         server.shuffled_ties = True
+        by_pages = connect(server.url, settings).get("/sessions?limit=1000")
+        assert len({row["id"] for row in by_pages}) < 1700, "the trap is there"
         source = OneSource(server.url, settings)
         days, odd = source.subject("lab", "mouse").sessions()
         assert sum(map(len, days.values())) == len({(s["start_time"], s["number"]) for s in server.sessions})
@@ -225,6 +228,32 @@ def test_downloads_are_bounded_and_a_day_that_is_read_stays(server: Alyx, settin
     assert not reasons
     left = sum(p.stat().st_size for p in Path(str(settings.cache)).rglob("*") if p.is_file() and p.suffix != ".lock")
     assert left <= 1000
+
+
+def test_a_day_that_another_process_reads_is_not_thrown_away(server: Alyx, settings: SourceSettings) -> None:
+    loaded(OneSource(server.url, settings))
+    cache = Path(str(settings.cache))
+    read, *others = sorted(cache.glob("*/*/Subjects/*/*"))
+    small = Downloads(cache, 1000)
+    with Downloads(cache, 1 << 40).hold(read), small.hold(others[-1]):
+        pass
+    assert read.exists()
+    assert not others[0].exists()
+
+
+def test_datasets_beyond_a_page_are_all_found(settings: SourceSettings) -> None:
+    with alyx() as server:
+        server.add_subject("lab", "mouse")
+        for day in range(600):
+            session = server.add_session(
+                "lab", "mouse", f"20{10 + day // 300}-{1 + day // 25 % 12:02}-{1 + day % 25:02}", 1
+            )
+            for name in ("_iblrig_taskSettings.raw.json", "_iblrig_taskData.raw.jsonable"):
+                server.add_dataset(session, f"raw_behavior_data/{name}", b"{}")
+        source = OneSource(server.url, settings).subject("lab", "mouse")
+        inputs = source.inputs(source.sessions()[0])
+        assert len(inputs) == 600
+        assert len({fingerprint for day in inputs.values() for fingerprint in day.values()}) == 1, "all have two files"
 
 
 def test_the_data_server_password_comes_from_one(server: Alyx, settings: SourceSettings, home: Path) -> None:
