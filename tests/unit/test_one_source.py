@@ -134,6 +134,18 @@ def test_a_server_at_fault_is_tried_later(server: Alyx, settings: SourceSettings
     assert not loaded(source)[1]
 
 
+@pytest.mark.parametrize("path", ["/sessions", "/data/"])
+def test_a_server_that_falls_silent_holds_nobody(
+    server: Alyx, settings: SourceSettings, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    source = OneSource(server.url, settings)
+    source.check()
+    monkeypatch.setattr("core.sources.alyx.TIMEOUT", (5.0, 0.2))
+    server.faults.append(Fault(path=path, wait=1.0))
+    with pytest.raises(TransientError):
+        loaded(source)
+
+
 def test_a_busy_server_is_given_its_time(server: Alyx, settings: SourceSettings) -> None:
     server.faults += [Fault(path=p, status=429, retry_after="0", times=1) for p in ("/sessions", "/data/")]
     assert not loaded(OneSource(server.url, settings))[1]
