@@ -232,6 +232,7 @@ class _Server(ThreadingHTTPServer):
 def _handler(state: Alyx) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # headers and body go in two pieces
 
         def log_message(self, *args: Any) -> None:
             """Say nothing."""

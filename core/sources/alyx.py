@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from datetime import date as Date
 from datetime import timedelta
@@ -43,6 +44,8 @@ _FIRST, _LAST = Date(1970, 1, 1), Date(2199, 12, 31)
 #: Of the datasets only those that may bear on a result; the regular expression must hold neither comma nor bracket.
 _NAMES = "^_ibl_trials.|^_iblrig_taskSettings.raw|^_iblrig_taskData.raw|^_ibl_experiment.description"
 _CHUNK = 1 << 20
+#: Files that one task downloads at a time.
+_AT_ONCE = 4
 
 Row = dict[str, Any]
 
@@ -112,6 +115,7 @@ class AlyxRecords:
         self._url = check_url(url)
         self._settings = settings
         self._logged_in: Client | None = None
+        self._data = requests.Session()  # one connection serves many files
         self._downloads = Downloads(cache_folder(settings), int(settings.cache_size * 1e9))
         self.root = server_folder(self._url, settings)
 
@@ -160,17 +164,18 @@ class AlyxRecords:
         return self._downloads.hold(folder)
 
     def provide(self, folder: Path, datasets: Sequence[Dataset]) -> str | None:
-        """Download what is not there yet, and check all of it by its size and hash."""
-        for dataset in datasets:
-            if not dataset.exists or dataset.url is None:
-                return f"{dataset.path}: ONE has a record, and no file"
-            try:
-                wrong = self._downloads.provide(folder / dataset.path, dataset, partial(self._download, dataset.url))
-            except _NoFile:
-                return f"{dataset.path}: ONE has a record, and the data server no file"
-            if wrong:
-                return f"{dataset.path} differs from its record in ONE: {wrong}"
-        return None
+        """Download what is not there yet, some files at a time, and check all of it by its size and hash."""
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return next(filter(None, pool.map(partial(self._provide, folder), datasets)), None)
+
+    def _provide(self, folder: Path, dataset: Dataset) -> str | None:
+        if not dataset.exists or dataset.url is None:
+            return f"{dataset.path}: ONE has a record, and no file"
+        try:
+            wrong = self._downloads.provide(folder / dataset.path, dataset, partial(self._download, dataset.url))
+        except _NoFile:
+            return f"{dataset.path}: ONE has a record, and the data server no file"
+        return wrong and f"{dataset.path} differs from its record in ONE: {wrong}"
 
     @property
     def _client(self) -> Client:
@@ -260,7 +265,7 @@ class AlyxRecords:
         parts = urlsplit(url, allow_fragments=False)
         address = parts._replace(path=quote(parts.path)).geturl()  # revisions have "#" in their folders' names
         with in_our_words(f"download {url}", "HTTP_DATA_SERVER_LOGIN and HTTP_DATA_SERVER_PWD of ONE, in ~/.one"):
-            yield from _pieces(address, self._client.data_credentials(url))
+            yield from _pieces(self._data, address, self._client.data_credentials(url))
 
 
 def connect(url: str, settings: SourceSettings) -> Client:
@@ -342,10 +347,10 @@ def in_our_words(doing: str, settings: str = "--one-user, --one-password, --one-
         raise ConfigurationError(f"cannot {doing}: {_told(error)} (is it an Alyx server?)") from error
 
 
-def _pieces(url: str, credentials: tuple[str, str] | None) -> Iterator[bytes]:
+def _pieces(session: requests.Session, url: str, credentials: tuple[str, str] | None) -> Iterator[bytes]:
     """Yield a file in pieces; where the server is too busy, wait as long as it says, within bounds."""
     for attempt in range(_ATTEMPTS):
-        with requests.get(url, stream=True, timeout=TIMEOUT, auth=credentials) as answer:
+        with session.get(url, stream=True, timeout=TIMEOUT, auth=credentials) as answer:
             if answer.status_code == 404:
                 raise _NoFile
             wait = _seconds(answer.headers.get("Retry-After"))
