@@ -148,7 +148,7 @@ def _uri(given: Mapping[str, str | None]) -> str | None:
         return str(Path(value).absolute())
     kind, separator, folder = value.partition(":")
     if name == "one" and kind == "local" and separator:
-        return f"one:local:{Path(folder).absolute()}"
+        return f"one:local:{Path(folder).expanduser().absolute()}"  # no shell does it behind a colon
     return f"{name}:{value if '://' in value else Path(value).absolute()}"
 
 
