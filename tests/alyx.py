@@ -203,10 +203,10 @@ class Alyx:
 
 
 @contextmanager
-def alyx(tree: Path | None = None) -> Iterator[Alyx]:
-    """Run a server on a free port of this machine until the block ends, with the sessions of `tree`."""
+def alyx(tree: Path | None = None, port: int = 0) -> Iterator[Alyx]:
+    """Run a server on a free port of this machine, or that port, until the block ends, with the sessions of `tree`."""
     state = Alyx()
-    server = _Server(("127.0.0.1", 0), _handler(state))
+    server = _Server(("127.0.0.1", port), _handler(state))
     state.url = f"http://127.0.0.1:{server.server_port}"
     if tree is not None:
         state.tree = tree

@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from core.discover import which_file
 from core.errors import ConfigurationError
 from core.sources.downloads import difference
@@ -77,6 +79,10 @@ def _read(root: Path, written: tuple[int, ...]) -> _Index:
     try:
         tables = cache.load_tables(root)
         sessions, datasets = tables["sessions"], tables["datasets"]
+        for name, table in (("sessions", sessions), ("datasets", datasets)):
+            rows = pq.read_metadata(root / f"{name}.pqt").num_rows
+            if len(table) != rows:  # it passes over a table that it does not know, and gives an empty one
+                raise ValueError(f"{name}.pqt has {rows} rows, and ONE reads {len(table)}")
         datasets = datasets[datasets["rel_path"].map(lambda path: which_file(str(path)) is not None).astype(bool)]
         of_session: dict[str, list[Dataset]] = {}
         for eid, *row in _rows(datasets, "eid", ("rel_path", "file_size", "hash", "exists", "default_revision")):
