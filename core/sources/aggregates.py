@@ -33,7 +33,7 @@ from core.names import SUBJECTS_FOLDER, check_lab, check_number, check_subject, 
 from core.records import Facts, Fingerprint, LeftOut, LoadedDay, Missing, Session, Trials
 from core.schema import TRIALS_ATTRIBUTES
 from core.sources.base import Days
-from core.sources.filecache import FileCache, default_folder
+from core.sources.filecache import FileCache, cache_folder
 from core.sources.files import File, Folder
 from core.summarise import put_together
 
@@ -90,7 +90,7 @@ def open_aggregates(uri: str, settings: SourceSettings, by: Fingerprint = "stat"
         files, place = Bucket(bucket, prefix.strip("/"), endpoint=endpoint), f"{endpoint} {uri}"
     else:
         raise ConfigurationError(f"the aggregates cannot be at {kind[:20]!r}: name s3://bucket/prefix or a folder")
-    folder = (Path(settings.cache) if settings.cache else default_folder()) / "aggregates"
+    folder = cache_folder(settings) / "aggregates"
     # The files of each place lie apart: two servers can give the same version to different files.
     apart = folder / blake2b(place.encode(), digest_size=8).hexdigest()
     return AggregatesSource(files, FileCache(apart, settings.cache_size))

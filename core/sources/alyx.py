@@ -6,7 +6,6 @@ request waits for ever. Importing this imports one-api.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from core.config import SourceSettings
 from core.errors import AccessRefused, ConfigurationError, MissingCredentials, TransientError
 from core.names import SUBJECTS_FOLDER, check_lab, check_subject, printable
 from core.sources.downloads import Downloads
+from core.sources.filecache import cache_folder
 from core.sources.one_records import Dataset, SessionRecord
 
 #: Seconds to wait for a connection, and for the next piece of an answer.
@@ -305,14 +305,12 @@ def check_url(url: str) -> str:
     """
     if not url.startswith(("http://", "https://")) or not url.split("://", 1)[1].strip("/"):
         raise ConfigurationError(f"{url!r} is no address of an Alyx server: write https://... or local:<folder>")
+    if "@" in urlsplit(url).netloc:  # it would stand in the run's record, for all to read; so it is not repeated either
+        raise ConfigurationError(
+            "the address of an Alyx server holds no user or password: give them by TRAINING_STATUS_ONE_USER and "
+            "TRAINING_STATUS_ONE_PASSWORD"
+        )
     return url.rstrip("/")
-
-
-def cache_folder(settings: SourceSettings) -> Path:
-    """Return where downloads lie."""
-    if settings.cache:
-        return Path(settings.cache).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "training-status"
 
 
 def server_folder(url: str, settings: SourceSettings) -> Path:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from core.config import SourceSettings
 from core.errors import ConfigurationError
 
 _GIGABYTE = 1e9
@@ -18,10 +19,11 @@ _HALF_WRITTEN = ".part"
 _LEFT_BEHIND = 3600.0
 
 
-def default_folder() -> Path:
-    """Return where downloads lie where no setting says so."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "training-status"
+def cache_folder(settings: SourceSettings) -> Path:
+    """Return where downloads lie: where the settings say, else below the user's cache folder."""
+    if settings.cache:
+        return Path(settings.cache).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "training-status"
 
 
 class FileCache:

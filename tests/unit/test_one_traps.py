@@ -661,3 +661,9 @@ def test_the_stand_in_has_the_sessions_that_alyx_has(server: Alyx) -> None:
     there = first_rows(recorded(), "session_info")
     assert there
     assert set(there[0]["session_info"]) <= {*server.sessions[0], "task_protocol"}
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigurationError, match="TRAINING_STATUS_ONE_PASSWORD") as caught:
+        open_source("one:https://someone:a-secret@alyx.example.org", SourceSettings())
+    assert "a-secret" not in str(caught.value)
