@@ -402,14 +402,19 @@ def session_facts(files: SessionFiles, tasks: Sequence[tuple[str, dict[str, Any]
         Duration in minutes, each task's rounded to the nearest; 0 for a task whose start or end cannot be told.
         Delay in seconds. Location.
     """
-    duration, delay, location = 0.0, 0.0, "training_rig"
-    for collection, settings in tasks:
-        seconds = _seconds(files.task_data.get(collection), settings)
-        duration += whole_minutes(seconds)
+    duration = sum(whole_minutes(_seconds(files.task_data.get(collection), settings)) for collection, settings in tasks)
+    delay, location = delay_and_location([settings for _, settings in tasks])
+    return Facts(duration=float(duration), delay=delay, location=location)
+
+
+def delay_and_location(of_tasks: Sequence[dict[str, Any]]) -> tuple[float, str]:
+    """Return the delays of a session's task settings in seconds, summed, and the rig of the last."""
+    delay, location = 0.0, "training_rig"
+    for settings in of_tasks:
         delay += _number(settings.get("SESSION_DELAY_START", settings.get("SESSION_START_DELAY_SEC", 0)))
         rig = settings.get("RIG_NAME", settings.get("PYBPOD_BOARD"))
         location = "ephys_rig" if isinstance(rig, str) and "ephys" in rig else "training_rig"
-    return Facts(duration=duration, delay=delay, location=location)
+    return delay, location
 
 
 def whole_minutes(seconds: float) -> float:

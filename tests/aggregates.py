@@ -21,8 +21,8 @@ NAME = "_ibl_subjectTrials.table.pqt"
 
 
 def eid_of(lab: str, subject: str, date: str, number: str) -> str:
-    """Return the id that a session has in these aggregates."""
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{lab}/{subject}/{date}/{number}"))
+    """Return the id that a session has in these aggregates, and at the server of `tests/alyx.py`."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"session/{lab}/{subject}/{date}/{int(number)}"))
 
 
 def aggregate(root: Path, to: Path, lab: str, subject: str, dates: Iterable[str] | None = None) -> Path:

@@ -3,20 +3,21 @@
     <root>/aggregates/Subjects/<lab>/<subject>/_ibl_subjectTrials.table*.pqt
 
 A look at a subject lists its folder. Which sessions a version of its file holds is kept beside the downloads, so that
-the file is read only where it is new, or its sessions are to be computed.
+the file is read only where it is new, or its sessions are to be computed. What the file does not tell of a session, its
+rig and delay, comes from its task settings in ONE, where a ONE is named beside the aggregates.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date as Date
 from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import orjson
@@ -27,8 +28,23 @@ from numpy.typing import NDArray
 
 from core.config import SourceSettings
 from core.discover import split_names
-from core.errors import ConfigurationError, CorruptTable, InvalidName, SessionUnusable, TrainingStatusError
-from core.load import LONGEST_SESSION, TrialsLoader, check_columns, protocol_named, whole_minutes
+from core.errors import (
+    ConfigurationError,
+    CorruptTable,
+    InvalidName,
+    SessionUnusable,
+    TrainingStatusError,
+    TransientError,
+)
+from core.load import (
+    LONGEST_SESSION,
+    TrialsLoader,
+    check_columns,
+    delay_and_location,
+    protocol_named,
+    seconds_told,
+    whole_minutes,
+)
 from core.names import SUBJECTS_FOLDER, check_lab, check_number, check_subject, printable
 from core.records import Facts, Fingerprint, LeftOut, LoadedDay, Missing, Session, Trials
 from core.schema import TRIALS_ATTRIBUTES
@@ -39,6 +55,7 @@ from core.summarise import put_together
 
 if TYPE_CHECKING:
     from core.sources.bucket import Bucket
+    from core.sources.one_settings import OneSettings, SubjectSettings, TaskSettings
 
 MISSING: Final = (
     Missing(what="location", reason="the public aggregates do not tell the rig: no day counts as an ephys day"),
@@ -52,14 +69,16 @@ _OF_TASK = ("session", "session_start_time", "session_number", "task_protocol", 
 #: The end of a trial, for a session's duration.
 _END = "intervals_1"
 #: Raised when the index of a file's sessions, or their fingerprints, change.
-_INDEX = 1
+_INDEX = 2
 #: Attributes that a trial always has: a session without a value is one of which they were not extracted.
 _ALWAYS = ("probabilityLeft", "choice", "feedbackType")
 #: What is raised on a file that is no Parquet file, or a broken one.
 _BROKEN = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, MemoryError)
 
 
-def open_aggregates(uri: str, settings: SourceSettings, by: Fingerprint = "stat") -> AggregatesSource:
+def open_aggregates(
+    uri: str, settings: SourceSettings, by: Fingerprint = "stat", one: str | None = None
+) -> AggregatesSource:
     """Open the public aggregates; nothing is asked of them yet.
 
     Parameters
@@ -70,6 +89,8 @@ def open_aggregates(uri: str, settings: SourceSettings, by: Fingerprint = "stat"
         The endpoint of the bucket, and where downloads lie.
     by : {"stat", "content"}
         What a file in a folder is known by; one in a bucket is always known by its ETag.
+    one : str, optional
+        The ONE that has the sessions' task settings, see :class:`core.sources.one.OneSource`.
 
     Raises
     ------
@@ -93,7 +114,11 @@ def open_aggregates(uri: str, settings: SourceSettings, by: Fingerprint = "stat"
     folder = cache_folder(settings) / "aggregates"
     # The files of each place lie apart: two servers can give the same version to different files.
     apart = folder / blake2b(place.encode(), digest_size=8).hexdigest()
-    return AggregatesSource(files, FileCache(apart, settings.cache_size))
+    if one is None:
+        return AggregatesSource(files, FileCache(apart, settings.cache_size))
+    from core.sources.one_settings import OneSettings
+
+    return AggregatesSource(files, FileCache(apart, settings.cache_size), OneSettings(one, settings))
 
 
 class AggregatesSource:
@@ -105,16 +130,22 @@ class AggregatesSource:
         Where they lie.
     downloads : FileCache
         Where files of a bucket, and the indices of all, are kept.
+    settings : OneSettings, optional
+        The task settings of the sessions, which tell their rig and delay; these are missing without.
     """
 
-    missing: Sequence[Missing] = MISSING
-
-    def __init__(self, files: Folder | Bucket, downloads: FileCache) -> None:
-        self._files, self._downloads = files, downloads
+    def __init__(self, files: Folder | Bucket, downloads: FileCache, settings: OneSettings | None = None) -> None:
+        self._files, self._downloads, self._settings = files, downloads, settings
+        self.missing: Sequence[Missing] = () if settings else MISSING
 
     def check(self) -> None:
-        """See that there is a lab."""
+        """See that there is a lab, and that ONE lets us in where it is named."""
         self.labs()
+        if self._settings:
+            try:
+                self._settings.check()
+            except (ConfigurationError, TransientError) as error:
+                raise type(error)(f"{error}; without --one, rig and delay are missing") from None
 
     def labs(self, wanted: Sequence[str] = ()) -> tuple[list[str], list[LeftOut]]:
         """Return the labs, and folders whose names cannot be a lab's; one request."""
@@ -163,7 +194,9 @@ class AggregatesSource:
 
     def subject(self, lab: str, subject: str) -> AggregatesSubject:
         """Return what there is of one subject; nothing is asked yet."""
-        return AggregatesSubject(self._files, self._downloads, check_lab(lab), check_subject(subject))
+        check_lab(lab), check_subject(subject)
+        settings = self._settings.subject(lab, subject) if self._settings else None
+        return AggregatesSubject(self._files, self._downloads, lab, subject, settings)
 
     @property
     def _uri(self) -> str:
@@ -189,11 +222,18 @@ def _is_trials(file: File) -> bool:
     return _FILE.fullmatch(file.key.split("/", 4)[4]) is not None
 
 
+class _Known(NamedTuple):
+    """A session that the file holds."""
+
+    fingerprint: str
+    eid: str  # "" where several sessions have its date and number
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Index:
     """What a version of a subject's file holds."""
 
-    sessions: dict[str, dict[str, str]]  # date -> number -> fingerprint, sorted
+    sessions: dict[str, dict[str, _Known]]  # by date and number, sorted
     left_out: list[LeftOut]  # trials of which the session cannot be told
 
 
@@ -206,10 +246,19 @@ class AggregatesSubject:
         See :class:`AggregatesSource`.
     lab, subject : str
         Whose.
+    settings : SubjectSettings, optional
+        The task settings of its sessions.
     """
 
-    def __init__(self, files: Folder | Bucket, downloads: FileCache, lab: str, subject: str) -> None:
-        self._files, self._downloads = files, downloads
+    def __init__(
+        self,
+        files: Folder | Bucket,
+        downloads: FileCache,
+        lab: str,
+        subject: str,
+        settings: SubjectSettings | None = None,
+    ) -> None:
+        self._files, self._downloads, self._settings = files, downloads, settings
         self._lab, self._name = lab, subject
         self._looked: tuple[File | None, list[LeftOut]] | None = None
         self._indexed: _Index | None = None
@@ -232,11 +281,15 @@ class AggregatesSubject:
         return days, [*odd, *index.left_out]
 
     def inputs(self, days: Days) -> dict[str, dict[str, str]]:
-        """Return the fingerprints of the sessions of some days: of what the file holds of each."""
+        """Return the fingerprints of the sessions of some days: of what the file, and ONE, hold of each."""
         file, _ = self._file()
         known = self._index(file).sessions if file else {}
         return {
-            date: {path.name: known[date][path.name] for path in paths if path.name in known.get(date, {})}
+            date: {
+                path.name: self._fingerprint(known[date][path.name], date, path.name)
+                for path in paths
+                if path.name in known.get(date, {})
+            }
             for date, paths in days.items()
         }
 
@@ -246,9 +299,24 @@ class AggregatesSubject:
         wanted = {(date, path.name): path for date, paths in days.items() for path in paths}
         tasks = self._read(file).tasks if file and wanted else {}
         return [
-            _load_day(date, [(path, tasks[date, path.name]) for path in paths if (date, path.name) in tasks])
+            _load_day(
+                date,
+                {path: tasks[date, path.name] for path in paths if (date, path.name) in tasks},
+                self._read_settings,
+            )
             for date, paths in days.items()
         ]
+
+    def _fingerprint(self, known: _Known, date: str, number: str) -> str:
+        """Return what a session is known by, with the task settings that ONE has of it."""
+        if self._settings is None or not known.eid:
+            return known.fingerprint
+        return known.fingerprint + self._settings.fingerprint(known.eid, date, number)
+
+    def _read_settings(self, path: Path, tasks: Sequence[_Task]) -> TaskSettings | None:
+        """Return the task settings of a session; None where no ONE is named, or nobody knows which session is meant."""
+        eid = _eid(tasks)
+        return self._settings.read(eid, path.parent.name, path.name) if self._settings and eid else None
 
     def _file(self) -> tuple[File | None, list[LeftOut]]:
         """Return the subject's file, the last of several; and what was not used. One request a task."""
@@ -373,9 +441,9 @@ class _Table:
 
     def index(self, subject: str, key: str) -> _Index:
         """Return what of it is kept."""
-        sessions: dict[str, dict[str, str]] = {}
+        sessions: dict[str, dict[str, _Known]] = {}
         for (date, number), tasks in self.tasks.items():
-            sessions.setdefault(date, {})[number] = _fingerprint(tasks)
+            sessions.setdefault(date, {})[number] = _Known(_fingerprint(tasks), _eid(tasks))
         left_out = [LeftOut(session=name, reason=f"trials left out: {reason}") for name, reason in self.odd]
         if not sessions and not left_out:
             left_out.append(LeftOut(session=subject, reason=f"no trials in {key}"))
@@ -464,6 +532,12 @@ def _whole(name: str, value: Any) -> int:
     raise SessionUnusable(f"{name} is no whole number: {value!r}"[:200])
 
 
+def _eid(tasks: Sequence[_Task]) -> str:
+    """Return which session some tasks are of; "" where they are of several."""
+    eids = {task.eid for task in tasks}
+    return eids.pop() if len(eids) == 1 else ""
+
+
 def _fingerprint(tasks: Sequence[_Task]) -> str:
     """Return the fingerprint of what a session is computed from; its date and number are no part of it."""
     digest = blake2b(digest_size=12)
@@ -477,7 +551,10 @@ def _fingerprint(tasks: Sequence[_Task]) -> str:
 
 def _format_index(index: _Index) -> bytes:
     left_out = [(left.session, left.reason) for left in index.left_out]
-    return orjson.dumps({"version": _INDEX, "sessions": index.sessions, "left_out": left_out})
+    sessions = {
+        date: {number: list(known) for number, known in of_date.items()} for date, of_date in index.sessions.items()
+    }
+    return orjson.dumps({"version": _INDEX, "sessions": sessions, "left_out": left_out})
 
 
 def _parse_index(content: bytes | None) -> _Index | None:
@@ -489,28 +566,40 @@ def _parse_index(content: bytes | None) -> _Index | None:
         if raw["version"] != _INDEX:
             return None
         left_out = [LeftOut(session=session, reason=reason) for session, reason in raw["left_out"]]
-        return _Index(sessions=raw["sessions"], left_out=left_out)
-    except (ValueError, LookupError, TypeError):
+        sessions = {
+            date: {number: _Known(*known) for number, known in of_date.items()}
+            for date, of_date in raw["sessions"].items()
+        }
+        return _Index(sessions=sessions, left_out=left_out)
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
-def _load_day(date: str, sessions: Sequence[tuple[Path, list[_Task]]]) -> LoadedDay:
+def _load_day(
+    date: str,
+    sessions: Mapping[Path, Sequence[_Task]],
+    read_settings: Callable[[Path, Sequence[_Task]], TaskSettings | None],
+) -> LoadedDay:
     loaded: list[Session] = []
     left_out: list[LeftOut] = []
-    for path, tasks in sessions:
-        good, bad = _load_session(path, tasks)
+    inputs = {}
+    for path, tasks in sessions.items():
+        settings = read_settings(path, tasks)
+        good, bad = _load_session(path, tasks, settings)
         loaded += good
         left_out += bad
-    inputs = {path.name: _fingerprint(tasks) for path, tasks in sessions}
+        inputs[path.name] = _fingerprint(tasks) + (settings.fingerprint if settings else "")
     return LoadedDay(date=date, inputs=inputs, sessions=tuple(loaded), left_out=tuple(left_out))
 
 
-def _load_session(path: Path, tasks: Sequence[_Task]) -> tuple[list[Session], list[LeftOut]]:
+def _load_session(
+    path: Path, tasks: Sequence[_Task], settings: TaskSettings | None
+) -> tuple[list[Session], list[LeftOut]]:
     """Return one `Session` for each protocol, in the order of its tasks, as :func:`core.load.load_session` does."""
     name = f"{path.parent.name}/{path.name}"
-    eids = sorted({task.eid for task in tasks})
-    if len(eids) > 1:
-        reason = f"several sessions have this date and number, and none is taken: {', '.join(eids)}"
+    if not _eid(tasks):
+        eids = ", ".join(sorted({task.eid for task in tasks}))
+        reason = f"several sessions have this date and number, and none is taken: {eids}"
         return [], [LeftOut(session=name, reason=printable(reason))]
     left_out: list[LeftOut] = []
     by_protocol: dict[str, list[_Task]] = {}
@@ -530,8 +619,11 @@ def _load_session(path: Path, tasks: Sequence[_Task]) -> tuple[list[Session], li
             except SessionUnusable as error:
                 left_out.append(LeftOut(session=name, reason=printable(f"{protocol}: {error}")))
                 continue
-            duration = sum(whole_minutes(_seconds(task.columns)) for task in of_protocol)
-            facts = Facts(duration=duration, delay=float("nan"), location=None)
+            of_tasks = settings.by_protocol.get(protocol, []) if settings else []
+            if settings and not of_tasks:
+                reason = f"{protocol}: rig and delay are not known: {settings.reason}"
+                left_out.append(LeftOut(session=name, reason=printable(reason)))
+            facts = _facts(of_protocol, of_tasks)
         sessions.append(
             Session(
                 path=str(path), number=path.name, protocol=protocol, trials=trials, facts=facts, eid=of_protocol[0].eid
@@ -553,6 +645,18 @@ def _trials(task: _Task) -> Trials:
     if missing := [name for name in _ALWAYS if np.isnan(task.columns[name]).all()]:
         raise SessionUnusable(f"{where}: trials without {', '.join(missing)}")
     return Trials(**check_columns(where, task.columns))
+
+
+def _facts(tasks: Sequence[_Task], of_tasks: Sequence[dict[str, Any]]) -> Facts:
+    """Return what is known of a session beside its trials, as a tree tells it where there are task settings."""
+    seconds = [_seconds(task.columns) for task in tasks]
+    if not of_tasks:
+        return Facts(duration=sum(map(whole_minutes, seconds)), delay=float("nan"), location=None)
+    if len(of_tasks) == len(tasks):  # else nobody knows which trials are whose
+        told = [seconds_told(settings) for settings in of_tasks]
+        seconds = [of_trials if end is None else end for of_trials, end in zip(seconds, told, strict=True)]
+    delay, location = delay_and_location(of_tasks)
+    return Facts(duration=sum(map(whole_minutes, seconds)), delay=delay, location=location)
 
 
 def _seconds(columns: dict[str, NDArray[Any]]) -> float:

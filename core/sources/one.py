@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.config import SourceSettings
-from core.discover import split_names, which_file
+from core.discover import split_names
 from core.errors import ConfigurationError, InvalidName, TransientError
 from core.load import TrialsLoader, seconds_told, tasks_by_protocol, trials_collections
 from core.names import check_date, check_lab, check_number, check_subject
 from core.records import LeftOut, LoadedDay, Missing, SessionFiles
 from core.sources.base import Days, load_day
-from core.sources.one_records import Dataset, Records, SessionRecord, session_folder, twins
+from core.sources.one_records import OF_TASKS, Records, SessionRecord, session_folder, twins
 from core.sources.one_tables import TableRecords
 
 if TYPE_CHECKING:
@@ -33,6 +33,15 @@ def connect(url: str, settings: SourceSettings) -> Client:
     from core.sources import alyx
 
     return alyx.connect(url, settings)
+
+
+def open_records(address: str, settings: SourceSettings) -> Records:
+    """Open what ONE has; nothing is asked yet. Parameters as of :class:`OneSource`."""
+    if address.startswith(_LOCAL):
+        return TableRecords(Path(address.removeprefix(_LOCAL)))
+    from core.sources.alyx import AlyxRecords
+
+    return AlyxRecords(address, settings)
 
 
 class OneSource:
@@ -49,12 +58,7 @@ class OneSource:
     missing: Sequence[Missing] = ()
 
     def __init__(self, address: str, settings: SourceSettings) -> None:
-        if address.startswith(_LOCAL):
-            self._records: Records = TableRecords(Path(address.removeprefix(_LOCAL)))
-        else:
-            from core.sources.alyx import AlyxRecords
-
-            self._records = AlyxRecords(address, settings)
+        self._records = open_records(address, settings)
         self._name = address
 
     def check(self) -> None:
@@ -153,9 +157,8 @@ class OneSubject:
     def _files(self, path: Path) -> SessionFiles | LeftOut:
         """Return a session's files, those that are needed in place; left out where one is not as ONE says."""
         record = self._record(path)
-        first = [dataset for dataset in record.datasets if _kind(dataset) in ("description", "settings")]
         try:
-            wrong = self._source.provide(path, first)
+            wrong = self._source.provide(path, record.of_kinds(*OF_TASKS).datasets)
             files = record.files(path)
             if wrong is None:
                 # Raw trials are large, and seldom needed: newer rigs write the session's end into its settings.
@@ -182,8 +185,3 @@ def _needed(files: SessionFiles) -> set[Path]:
             if collection in files.task_data and seconds_told(settings) is None:
                 needed.add(files.task_data[collection])
     return needed
-
-
-def _kind(dataset: Dataset) -> str:
-    found = which_file(dataset.path)
-    return found[0] if found else ""

@@ -13,6 +13,9 @@ from core.discover import which_file
 from core.names import SUBJECTS_FOLDER
 from core.records import LeftOut, SessionFiles
 
+#: Kinds of datasets that tell a session's tasks, with their rig and delay.
+OF_TASKS = ("description", "settings")
+
 #: Stands before the fingerprint of a session that is known by its records, see `core.discover.fingerprint_kind`.
 BY_RECORDS = "records:"
 
@@ -74,6 +77,11 @@ class SessionRecord:
             fingerprint=self.fingerprint,
             eid=self.eid,
         )
+
+    def of_kinds(self, *kinds: str) -> SessionRecord:
+        """Return the session with those datasets alone that are of some kinds, see `core.discover.which_file`."""
+        found = ((dataset, which_file(dataset.path)) for dataset in self.datasets)
+        return replace(self, datasets=tuple(dataset for dataset, which in found if which and which[0] in kinds))
 
     def with_datasets(self, datasets: Iterable[Dataset]) -> SessionRecord:
         """Return the session with those of `datasets` that bear on its result: of each, the default revision."""

@@ -89,7 +89,7 @@ def doctor(
     if not stores:
         checks.append(look.skipped("store", "none is named", "name it with --store (TRAINING_STATUS_STORE)"))
     if source and source.server:
-        checks.append(look.login_check(source.option, source.server, partial(_log_in, source.server, source.settings)))
+        checks.append(look.login_check("--one", source.server, partial(_log_in, source.server, source.settings)))
     if source:
         checks.append(look.source_check(source.option, source.uri, partial(open_source, source.uri, source.settings)))
     else:

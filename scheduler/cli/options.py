@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PREFIX = "TRAINING_STATUS_"
-#: Sources whose address stands behind their name.
-_ADDRESSED = ("one", "aggregates")
+#: The options that name a source.
+_SOURCES = ("root", "one", "aggregates")
 _GIGABYTES = click.FloatRange(min=0, min_open=True)
 _SIZE = "Gigabytes that downloads may take; what was not used for longest goes first."
 
@@ -63,23 +63,24 @@ class NamedSource:
     """The source that a command was given."""
 
     uri: str  # as `core.sources.open_source` takes it
+    addresses: Mapping[str, str]  # by the options that name it, without dashes
     settings: SourceSettings
 
     @property
     def option(self) -> str:
-        """The option that names it."""
-        kind = self.uri.partition(":")[0]
-        return f"--{kind}" if kind in _ADDRESSED else "--root"
+        """The option that names it; of two, the one whose sessions count."""
+        return "--aggregates" if "aggregates" in self.addresses else f"--{next(iter(self.addresses))}"
 
     @property
     def server(self) -> str | None:
-        """The URL of the Alyx server that it is; None where it is none."""
-        return self.uri.removeprefix("one:") if self.option == "--one" and "://" in self.uri else None
+        """The URL of its Alyx server; None where it has none."""
+        one = self.addresses.get("one", "")
+        return one if "://" in one else None
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables that name the source, and how it is reached, to another process."""
-        value = self.uri if self.option == "--root" else self.uri.partition(":")[2]
-        return {variable(self.option): value, **source_environment(self.settings)}
+        named = {variable(f"--{name}"): address for name, address in self.addresses.items()}
+        return {**named, **source_environment(self.settings)}
 
 
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,12 +89,16 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @source_settings_options
     @wraps(command)
     def named(*args: Any, source_settings: SourceSettings, **options: Any) -> Any:
-        uri = _uri({name: options.pop(name) for name in ("root", *_ADDRESSED)})
-        return command(*args, source=NamedSource(uri=uri, settings=source_settings) if uri else None, **options)
+        source = _named({name: options.pop(name) for name in _SOURCES}, source_settings)
+        return command(*args, source=source, **options)
 
     for add in (
         option("--aggregates", help="The public aggregates: s3://bucket/prefix or a folder, with aggregates/Subjects."),
-        option("--one", help="ONE: local:FOLDER for a cache of ONE, or the URL of an Alyx server."),
+        option(
+            "--one",
+            help="ONE: local:FOLDER for a cache of ONE, or the URL of an Alyx server; beside --aggregates it tells "
+            "what is not in them.",
+        ),
         option("--root", help="A session tree: <lab>/Subjects/<subject>/<date>/<number>."),
     ):
         named = add(named)
@@ -137,19 +142,23 @@ def required(source: NamedSource | None) -> NamedSource:
     return source
 
 
-def _uri(given: Mapping[str, str | None]) -> str | None:
-    named = {name: value for name, value in given.items() if value}
-    if not named:
+def _named(given: Mapping[str, str | None], settings: SourceSettings) -> NamedSource | None:
+    addresses = {name: _absolute(name, value) for name, value in given.items() if value}
+    if not addresses:
         return None
-    if len(named) > 1:
-        raise ConfigurationError(f"{' and '.join('--' + name for name in named)} exclude each other: name one of them")
-    ((name, value),) = named.items()
-    if name == "root":
-        return str(Path(value).absolute())
-    kind, separator, folder = value.partition(":")
+    from core.sources import source_uri
+
+    return NamedSource(uri=source_uri(addresses), addresses=addresses, settings=settings)
+
+
+def _absolute(name: str, address: str) -> str:
+    """Return the address of a source that means the same in a process with another working folder."""
+    if name != "root" and "://" in address:
+        return address
+    kind, separator, folder = address.partition(":")
     if name == "one" and kind == "local" and separator:
-        return f"one:local:{Path(folder).expanduser().absolute()}"  # no shell does it behind a colon
-    return f"{name}:{value if '://' in value else Path(value).absolute()}"
+        return f"local:{Path(folder).expanduser().absolute()}"  # no shell does it behind a colon
+    return str(Path(address).absolute())
 
 
 def filter_options(command: Command) -> Command:

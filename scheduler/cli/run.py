@@ -129,6 +129,7 @@ def _run(
     source = required(source)
     # All that can be wrong with the options is found before anything is started or written.
     opened = open_source(source.uri, source.settings, fingerprint)
+    opened.check()
     found, _ = opened.labs(labs)
     known = {subject for lab in found for subject in opened.subjects(lab, subjects)[0]} if subjects else set()
     if missing := [subject for subject in subjects if check_subject(subject) not in known]:
