@@ -15,9 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date as Date
 from datetime import datetime
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 import orjson
@@ -49,7 +50,7 @@ from core.names import SUBJECTS_FOLDER, check_lab, check_number, check_subject, 
 from core.records import Facts, Fingerprint, LeftOut, LoadedDay, Missing, Session, Trials
 from core.schema import TRIALS_ATTRIBUTES
 from core.sources.base import Days
-from core.sources.filecache import FileCache, cache_folder
+from core.sources.downloads import Downloads
 from core.sources.files import File, Folder
 from core.summarise import put_together
 
@@ -111,14 +112,14 @@ def open_aggregates(
         files, place = Bucket(bucket, prefix.strip("/"), endpoint=endpoint), f"{endpoint} {uri}"
     else:
         raise ConfigurationError(f"the aggregates cannot be at {kind[:20]!r}: name s3://bucket/prefix or a folder")
-    folder = cache_folder(settings) / "aggregates"
+    downloads = Downloads.of(settings)
     # The files of each place lie apart: two servers can give the same version to different files.
-    apart = folder / blake2b(place.encode(), digest_size=8).hexdigest()
+    apart = downloads.root / f"aggregates-{blake2b(place.encode(), digest_size=8).hexdigest()}"
     if one is None:
-        return AggregatesSource(files, FileCache(apart, settings.cache_size))
+        return AggregatesSource(files, downloads, apart)
     from core.sources.one_settings import OneSettings
 
-    return AggregatesSource(files, FileCache(apart, settings.cache_size), OneSettings(one, settings))
+    return AggregatesSource(files, downloads, apart, OneSettings(one, settings))
 
 
 class AggregatesSource:
@@ -128,14 +129,18 @@ class AggregatesSource:
     ----------
     files : Folder or Bucket
         Where they lie.
-    downloads : FileCache
-        Where files of a bucket, and the indices of all, are kept.
+    downloads : Downloads
+        Where files of a bucket, and the indices of all, are kept,
+    apart : Path
+        in this folder of it.
     settings : OneSettings, optional
         The task settings of the sessions, which tell their rig and delay; these are missing without.
     """
 
-    def __init__(self, files: Folder | Bucket, downloads: FileCache, settings: OneSettings | None = None) -> None:
-        self._files, self._downloads, self._settings = files, downloads, settings
+    def __init__(
+        self, files: Folder | Bucket, downloads: Downloads, apart: Path, settings: OneSettings | None = None
+    ) -> None:
+        self._files, self._downloads, self._apart, self._settings = files, downloads, apart, settings
         self.missing: Sequence[Missing] = () if settings else MISSING
 
     def check(self) -> None:
@@ -196,7 +201,7 @@ class AggregatesSource:
         """Return what there is of one subject; nothing is asked yet."""
         check_lab(lab), check_subject(subject)
         settings = self._settings.subject(lab, subject) if self._settings else None
-        return AggregatesSubject(self._files, self._downloads, lab, subject, settings)
+        return AggregatesSubject(self._files, self._downloads, self._apart, lab, subject, settings)
 
     @property
     def _uri(self) -> str:
@@ -242,7 +247,7 @@ class AggregatesSubject:
 
     Parameters
     ----------
-    files, downloads
+    files, downloads, apart
         See :class:`AggregatesSource`.
     lab, subject : str
         Whose.
@@ -253,12 +258,14 @@ class AggregatesSubject:
     def __init__(
         self,
         files: Folder | Bucket,
-        downloads: FileCache,
+        downloads: Downloads,
+        apart: Path,
         lab: str,
         subject: str,
         settings: SubjectSettings | None = None,
     ) -> None:
         self._files, self._downloads, self._settings = files, downloads, settings
+        self._folder = apart / lab / SUBJECTS_FOLDER / subject
         self._lab, self._name = lab, subject
         self._looked: tuple[File | None, list[LeftOut]] | None = None
         self._indexed: _Index | None = None
@@ -347,11 +354,11 @@ class AggregatesSubject:
     def _index(self, file: File) -> _Index:
         """Return what the file holds: as it was kept, or from the file itself."""
         if self._indexed is None:
-            name = self._cached(file, ".json")
-            self._indexed = _parse_index(self._downloads.read(name))
+            kept = self._kept("index", file)
+            self._indexed = _parse_index(self._downloads.read(kept))
             if self._indexed is None:
                 self._indexed = self._read(file).index(f"{self._lab}/{self._name}", file.key)
-                self._downloads.write(name, _format_index(self._indexed))
+                self._downloads.write(kept, _format_index(self._indexed))
         return self._indexed
 
     def _read(self, file: File) -> _Table:
@@ -359,7 +366,8 @@ class AggregatesSubject:
             with self._open(file) as content:
                 return _Table.read(content)
         except (CorruptTable, *_BROKEN) as error:
-            self._downloads.drop(self._cached(file, ".pqt"))  # the copy may be what is broken
+            with suppress(OSError):
+                self._kept("trials", file).unlink()  # the copy may be what is broken
             if isinstance(error, CorruptTable):
                 raise CorruptTable(f"{self._files.uri}/{file.key}: {error}") from None
             if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the file's content
@@ -371,15 +379,25 @@ class AggregatesSubject:
     def _open(self, file: File) -> Iterator[IO[bytes]]:
         files = self._files
         if isinstance(files, Folder):
-            content: IO[bytes] = (files.root / file.key).open("rb")
-        else:
-            content = self._downloads.open(self._cached(file, ".pqt"), file.size, lambda to: files.download(file, to))
-        with content:
-            yield content
+            with (files.root / file.key).open("rb") as content:
+                yield content
+            return
+        kept = self._kept("trials", file)
+        with self._downloads.hold(kept.parent):
+            self._downloads.provide(kept, partial(_difference, file), partial(files.download, file))
+            self._downloads.leave_alone(kept)
+            with kept.open("rb") as content:
+                yield content
 
-    def _cached(self, file: File, suffix: str) -> str:
+    def _kept(self, kind: Literal["index", "trials"], file: File) -> Path:
+        """Return where something of a version of the file is kept."""
         version = blake2b(repr((file.key, file.version)).encode(), digest_size=12).hexdigest()
-        return f"{self._lab}/{self._name}/{version}{suffix}"
+        return self._folder / kind / version
+
+
+def _difference(file: File, path: Path) -> str | None:
+    size = path.stat().st_size
+    return None if size == file.size else f"it has {size} bytes, not {file.size}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,8 @@ from one.webclient import AlyxClient
 from core.config import SourceSettings
 from core.errors import AccessRefused, ConfigurationError, MissingCredentials, TransientError
 from core.names import SUBJECTS_FOLDER, check_lab, check_subject, printable
-from core.sources.downloads import Downloads
-from core.sources.filecache import cache_folder
-from core.sources.one_records import Dataset, SessionRecord
+from core.sources.downloads import Downloads, cache_folder
+from core.sources.one_records import Dataset, SessionRecord, difference
 
 #: Seconds to wait for a connection, and for the next piece of an answer.
 TIMEOUT = (10.0, 120.0)
@@ -116,7 +115,7 @@ class AlyxRecords:
         self._settings = settings
         self._logged_in: Client | None = None
         self._data = requests.Session()  # one connection serves many files
-        self._downloads = Downloads(cache_folder(settings), int(settings.cache_size * 1e9))
+        self._downloads = Downloads.of(settings)
         self.root = server_folder(self._url, settings)
 
     def check(self) -> None:
@@ -172,7 +171,9 @@ class AlyxRecords:
         if not dataset.exists or dataset.url is None:
             return f"{dataset.path}: ONE has a record, and no file"
         try:
-            wrong = self._downloads.provide(folder / dataset.path, dataset, partial(self._download, dataset.url))
+            wrong = self._downloads.provide(
+                folder / dataset.path, partial(difference, dataset), partial(self._download, dataset.url)
+            )
         except _NoFile:
             return f"{dataset.path}: ONE has a record, and the data server no file"
         return wrong and f"{dataset.path} differs from its record in ONE: {wrong}"

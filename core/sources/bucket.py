@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore import exceptions as boto
 
@@ -62,8 +62,8 @@ class Bucket(S3Store):
         """Return a file's version: that of the listing."""
         return file.version
 
-    def download(self, file: File, to: IO[bytes]) -> None:
-        """Write a file's content to `to`.
+    def download(self, file: File) -> Iterator[bytes]:
+        """Yield a file's content in pieces.
 
         Raises
         ------
@@ -80,10 +80,12 @@ class Bucket(S3Store):
         except _Gone:
             raise TransientError(f"{self.uri}: {file.key!r} changed since it was listed: look again") from None
         with closing(body):
+            came = 0
             while chunk := self._next(body, doing):
-                to.write(chunk)
-        if to.tell() != file.size:
-            raise TransientError(f"{self.uri}: cannot {doing}: {to.tell()} bytes came, {file.size} were listed")
+                came += len(chunk)
+                yield chunk
+        if came != file.size:
+            raise TransientError(f"{self.uri}: cannot {doing}: {came} bytes came, {file.size} were listed")
 
     def _next(self, body: Any, doing: str) -> bytes:
         try:

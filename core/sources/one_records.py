@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from hashlib import blake2b
+from hashlib import blake2b, file_digest, md5
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -149,6 +149,19 @@ def twins(records: Sequence[SessionRecord]) -> Iterator[LeftOut]:
                 reason=f"ONE has another session of this date and number: {record.eid} is left out",
             )
         seen.add((record.date, record.number))
+
+
+def difference(dataset: Dataset, path: Path) -> str | None:
+    """Return how a file differs from its record, in one line; None where it does not, as far as the record tells."""
+    size = path.stat().st_size
+    if dataset.size is not None and size != dataset.size:
+        return f"it has {size} bytes, not {dataset.size}"
+    if dataset.hash:
+        with path.open("rb") as file:
+            found = file_digest(file, lambda: md5(usedforsecurity=False)).hexdigest()
+        if found != dataset.hash.replace("-", "").lower():
+            return f"its MD5 is {found}, not {dataset.hash}"
+    return None
 
 
 def _by_revision(dataset: Dataset) -> tuple[bool, str]:

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 
 from core.discover import which_file
 from core.errors import ConfigurationError
-from core.sources.downloads import difference
-from core.sources.one_records import Dataset, SessionRecord
+from core.sources.one_records import Dataset, SessionRecord, difference
 
 #: (lab, subject) -> its sessions.
 _Index = dict[tuple[str, str], list[SessionRecord]]
@@ -58,7 +57,7 @@ class TableRecords:
             path = folder / dataset.path
             if not path.is_file():
                 return f"{dataset.path}: ONE has a record, and no file"
-            if wrong := difference(path, dataset):
+            if wrong := difference(dataset, path):
                 return f"{dataset.path} differs from its record in ONE: {wrong}"
         return None
 

@@ -161,7 +161,7 @@ def test_a_new_version_is_downloaded_and_the_old_one_goes(
             subject = opened(proxy.endpoint, tmp_path / "cache", CLOSED).subject("newlab", "SIM01_001")
             assert list(subject.sessions()[0]) == dates[:until]
     assert len(downloads(proxy)) == 2
-    assert len(list((tmp_path / "cache").rglob("*.pqt"))) == 1
+    assert len(list((tmp_path / "cache").glob("*/*/Subjects/*/trials/*"))) == 1
 
 
 def test_a_file_that_changes_between_its_listing_and_its_reading_is_looked_at_again(
@@ -224,7 +224,7 @@ def test_an_answer_that_breaks_off_is_no_file(proxy: S3Proxy, tmp_path: Path) ->
     proxy.add(Wrong.ANSWER_CUT, method="GET", path=".pqt")
     with pytest.raises(TransientError):
         opened(proxy.endpoint, tmp_path).subject(LAB, "SIM01_001").sessions()
-    assert list(tmp_path.rglob("*.pqt*")) == []
+    assert list(tmp_path.glob("*/*/Subjects/*/*/*")) == []
     assert opened(proxy.endpoint, tmp_path).subject(LAB, "SIM01_001").sessions()[0]
 
 

@@ -24,7 +24,6 @@ from core.simulation.real_mouse import write_real_mouse
 from core.simulation.tree import simulate
 from core.sources import TreeSource, open_source
 from core.sources.aggregates import MISSING, AggregatesSource
-from core.sources.filecache import FileCache
 from core.status import compute_statuses
 from core.storage import open_store
 from core.summarise import summarise
@@ -481,53 +480,3 @@ def test_what_holds_no_aggregates_is_refused(
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigurationError, match=message):
         opened(Path(uri) if "://" not in uri else uri, tmp_path / "cache").check()  # type: ignore[arg-type]
-
-
-def test_downloads_stay_within_their_size_and_the_least_used_go(tmp_path: Path) -> None:
-    downloads = FileCache(tmp_path, size=250e-9)
-    fetched: list[str] = []
-
-    def get(name: str, size: int = 100) -> bytes:
-        def download(to: Any) -> None:
-            fetched.append(name)
-            to.write(name[:1].encode() * size)
-
-        with downloads.open(f"{name}/v.pqt", size, download) as content:
-            return content.read()
-
-    for at, name in enumerate(("a", "b")):
-        assert get(name) == name.encode() * 100
-        os.utime(tmp_path / name / "v.pqt", (at + 1, at + 1))
-    assert get("a") == b"a" * 100  # from the folder; and used now
-    assert get("c") == b"c" * 100
-    assert fetched == ["a", "b", "c"]
-    assert sorted(path.parent.name for path in tmp_path.rglob("*.pqt")) == ["a", "c"]
-    assert get("large", 1000) == b"l" * 1000
-    assert [path.parent.name for path in tmp_path.rglob("*.pqt")] == ["large"]
-
-
-def test_a_download_that_fails_leaves_nothing_and_one_cut_short_is_made_again(tmp_path: Path) -> None:
-    downloads = FileCache(tmp_path, size=1.0)
-
-    def breaks_off(to: Any) -> None:
-        to.write(b"half")
-        raise CorruptTable("broke off")
-
-    with pytest.raises(CorruptTable):
-        downloads.open("lab/v.pqt", 8, breaks_off)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["lock"]
-    downloads.open("lab/v.pqt", 8, lambda to: to.write(b"complete") and None).close()
-    (tmp_path / "lab" / "v.pqt").write_bytes(b"comp")
-    with downloads.open("lab/v.pqt", 8, lambda to: to.write(b"complete") and None) as content:
-        assert content.read() == b"complete"
-    downloads.open("lab/w.pqt", 3, lambda to: to.write(b"new") and None).close()
-    assert [path.name for path in tmp_path.rglob("*.pqt")] == ["w.pqt"]
-
-
-def test_a_cache_that_cannot_be_written_to_names_its_setting(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    downloads = FileCache(tmp_path / "file" / "cache", size=1.0)
-    with pytest.raises(ConfigurationError, match="TRAINING_STATUS_CACHE"):
-        downloads.open("a/v.pqt", 1, lambda to: to.write(b"1") and None)
-    downloads.write("a/v.json", b"an index is made anew each time")
-    assert downloads.read("a/v.json") is None
