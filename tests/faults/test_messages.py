@@ -36,7 +36,8 @@ from tests.faults.services import (
 )
 from workers import context, messages, tasks
 from workers.app import PRIORITIES, app, configure, priority
-from workers.ledger import Ledger, Outcome, RunSpec, Subject
+from workers.ledger import Ledger
+from workers.records import Outcome, RunSpec, Subject
 
 QUEUE = app.conf.task_default_queue  # the list of the most urgent messages has the queue's own name
 SUMMARISE = "training_status.summarise_days"

@@ -22,7 +22,8 @@ from scheduler.cli.main import run
 from scheduler.schedule import Schedule, parse_jobs
 from tests.processes import COMMAND, PASSWORD, process, training_status, wait_for
 from workers.app import app, configure
-from workers.ledger import Ledger, RunSpec
+from workers.ledger import Ledger
+from workers.records import RunSpec
 
 QUEUE = "training-status"  # its most urgent messages
 START = datetime(2026, 11, 25, 1, 59, 30, tzinfo=UTC)

@@ -22,7 +22,8 @@ from tests.standin import FAST, SLOW, SLOWER, StandIn, assert_complete, complete
 from tests.trees import LAB
 from workers import messages, tasks
 from workers.app import EXTRACTION_QUEUE, configure, lists_of
-from workers.ledger import Ledger, Subject, Work
+from workers.ledger import Ledger
+from workers.records import Subject, Work
 
 
 @pytest.fixture

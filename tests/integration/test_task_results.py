@@ -20,7 +20,8 @@ from scheduler import tasks as planning
 from scheduler.plan import CHUNK_SUBJECTS, FIRST_SUBJECTS
 from workers import context, tasks
 from workers.app import configure
-from workers.ledger import Ledger, Subject
+from workers.ledger import Ledger
+from workers.records import Subject
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from tests.processes import training_status, wait_for, worker
 from workers import messages
 from workers.app import app, configure
 from workers.broker import connect
-from workers.ledger import Ledger, RunSpec
+from workers.ledger import Ledger
+from workers.records import RunSpec
 
 #: Due times lie in the past, as for messages that come late; nothing was begun since.
 DUE = datetime(2026, 11, 1, 2, tzinfo=UTC)

@@ -23,7 +23,8 @@ from tests.processes import PASSWORD, interruptible, training_status, wait_for, 
 from tests.servers import ACCESS_KEY, aws_environment, create_bucket, required, seaweedfs
 from workers import messages
 from workers.app import app, configure
-from workers.ledger import Ledger, RunSpec, Subject
+from workers.ledger import Ledger
+from workers.records import RunSpec, Subject
 
 SUBJECTS = [("simlab01", "SIM01_001"), ("simlab01", "SIM01_002"), ("simlab02", "SIM02_001"), ("simlab02", "SIM02_002")]
 

@@ -26,7 +26,7 @@ from scheduler.cli.options import schedule_from
 from scheduler.runs import once_more
 from tests.standin import StandIn, take_trials
 from tests.trees import KEYS, LAB, SUBJECT, objects, session, statuses
-from workers.ledger import RunSpec
+from workers.records import RunSpec
 
 RAW = "raw_task_data_00"
 
