@@ -21,7 +21,7 @@ from scheduler.beat import Scheduler, Times, entries, held
 from scheduler.cli.main import run
 from scheduler.schedule import Schedule, parse_jobs
 from tests.processes import COMMAND, PASSWORD, process, training_status, wait_for
-from workers.app import app, configure
+from workers.app import app
 from workers.ledger import Ledger
 from workers.records import RunSpec
 
@@ -82,12 +82,6 @@ class Beat:
 
 
 Beats = Callable[..., Beat]
-
-
-@pytest.fixture
-def ledger(broker: str, redis_client: redis.Redis) -> Ledger:
-    configure(broker)
-    return Ledger(redis_client)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from core.freshness import LABS_KEY, Lab, Look, read_labs
 from scheduler import runs
 from tests.processes import training_status, wait_for, worker
 from workers import messages
-from workers.app import app, configure
+from workers.app import app
 from workers.broker import connect
 from workers.ledger import Ledger
 from workers.records import RunSpec
@@ -25,12 +25,6 @@ from workers.records import RunSpec
 DUE = datetime(2026, 11, 1, 2, tzinfo=UTC)
 DAY = timedelta(days=1)
 WHAT = RunSpec(run_id="", kind="refresh", source="mice", store="tables", labs=("a",))
-
-
-@pytest.fixture
-def ledger(broker: str, redis_client: redis.Redis) -> Ledger:
-    configure(broker)
-    return Ledger(redis_client)
 
 
 def named(spec: RunSpec, run_id: str) -> RunSpec:

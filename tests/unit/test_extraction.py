@@ -32,14 +32,14 @@ RAW = "raw_task_data_00"
 
 
 @pytest.fixture
-def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+def standin(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """The stand-in, in this process."""
     import sys
 
-    made = StandIn(tmp_path / "standin")
     for name in [name for name in sys.modules if name.partition(".")[0] == "ibllib"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(str(made.folder))
-    yield made
+    monkeypatch.syspath_prepend(str(standin.folder))
+    yield standin
     for name in [name for name in sys.modules if name.partition(".")[0] == "ibllib"]:
         del sys.modules[name]
 
