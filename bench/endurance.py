@@ -42,7 +42,7 @@ from tests.faults.test_messages import QUEUE, message
 from tests.faults.test_store_faults import put_version
 from tests.servers import aws_environment, create_bucket, seaweedfs
 from workers.app import VISIBILITY_TIMEOUT
-from workers.ledger import Subject
+from workers.records import Subject
 
 KINDS = 5  # of mice, by what `write_mouse` makes of a name
 SUBJECTS_A_LAB = 100

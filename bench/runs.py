@@ -22,7 +22,8 @@ from tests.processes import worker as worker_process
 from tests.servers import aws_environment, create_bucket, free_ports, seaweedfs
 from workers.app import configure
 from workers.broker import connect
-from workers.ledger import Ledger, RunSpec
+from workers.ledger import Ledger
+from workers.records import RunSpec
 
 _LONGEST = 3 * 3600.0  # s, of a run
 

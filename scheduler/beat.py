@@ -27,8 +27,9 @@ from filelock import FileLock, Timeout
 from core.errors import ConfigurationError
 from scheduler.schedule import Job, Schedule, due_times, last_due
 from workers import messages
-from workers.ledger import Ledger, RunSpec
+from workers.ledger import Ledger
 from workers.reconcile import reconcile
+from workers.records import RunSpec
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ import redis
 from prometheus_client.core import GaugeMetricFamily
 
 from core.errors import PermanentError
-from workers.ledger import Ledger, RunSpec
+from workers.ledger import Ledger
+from workers.records import RunSpec
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from core.records import LeftOut
 from core.sources import Source
-from workers.ledger import RunSpec, Subject
+from workers.records import RunSpec, Subject
 
 #: Subjects in one planning message: some tens of milliseconds of work, and what a killed planner does again.
 CHUNK_SUBJECTS = 8

@@ -14,8 +14,9 @@ import redis
 from kombu.exceptions import OperationalError
 
 from workers import messages
-from workers.ledger import Ledger, Progress, RunSpec
+from workers.ledger import Ledger
 from workers.reconcile import PATIENCE
+from workers.records import Progress, RunSpec
 
 _LOOK_EVERY = 0.2
 _RECONCILE_EVERY = 5.0

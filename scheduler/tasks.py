@@ -18,7 +18,7 @@ from scheduler.plan import CHUNK_SUBJECTS, cut, first_subjects, subjects_after
 from workers import messages, retry
 from workers.app import app
 from workers.context import context
-from workers.ledger import Outcome, RunSpec, Subject, Work
+from workers.records import Outcome, RunSpec, Subject, Work
 from workers.tasks import (
     ABSENT_PRUNED,
     NOTHING_LEFT,

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 USER, PASSWORD, TOKEN = "tester", "test-password", "0123456789abcdef"
 DATA_USER, DATA_PASSWORD = "data", "data-password"
@@ -313,7 +313,8 @@ def _handler(state: Alyx) -> type[BaseHTTPRequestHandler]:
                     rows.sort(key=lambda row: row["id"])
                     rows.sort(key=lambda row: row["start_time"], reverse=True)
             more = offset + limit < count
-            next_page = f"{state.url}/{kind}?limit={limit}&offset={offset + limit}" if more else None
+            following = urlencode({**query, "limit": limit, "offset": offset + limit})
+            next_page = f"{state.url}/{kind}?{following}" if more else None
             page = rows[offset : offset + limit]
             self._json(200, {"count": count, "next": next_page, "previous": None, "results": page})
 

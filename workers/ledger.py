@@ -23,17 +23,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
-from hashlib import blake2b
 from typing import Any, Literal, cast
 
 import orjson
 import redis
 
 from core.errors import PermanentError
-from core.records import Fingerprint, LeftOut
+from core.records import LeftOut
+from workers import ledger_scripts
+from workers.records import Outcome, Produced, Progress, RunSpec, Stage, Subject, Work
 
 _PREFIX = "training-status:"
 #: Seconds for which the ledger remembers a run after its end: a week.
@@ -47,220 +48,6 @@ _BEGUN_REMEMBERED = 400 * 24 * 3600
 #: Due times that a run keeps at most, of those that came while it had not ended.
 _SKIPPED_KEPT = 100
 
-Stage = Literal["waiting", "summarising", "computing", "writing"]
-
-# A run is entered once. One that the schedule asks for, only where nothing of the same was begun since it was due,
-# and nothing of the same is still open: the open run is the lock, so that none outlives its holder.
-_OPEN = """
-if redis.call('HEXISTS', KEYS[1], 'spec') == 1 then return 'done' end
-local begun = tonumber(redis.call('ZSCORE', KEYS[4], ARGV[3]) or 0)
-local now = tonumber(ARGV[4])
-if ARGV[5] ~= '' then
-  local due = tonumber(ARGV[5])
-  if begun >= due then return 'done' end
-  for _, run_id in ipairs(redis.call('SMEMBERS', KEYS[3])) do
-    local other = ARGV[6] .. run_id
-    local found = redis.call('HMGET', other, 'same', 'record')
-    if found[1] == ARGV[3] and not found[2] then
-      redis.call('ZADD', KEYS[4], due, ARGV[3])
-      redis.call('RPUSH', other .. ':skipped', ARGV[5])
-      redis.call('LTRIM', other .. ':skipped', -ARGV[7], -1)
-      return 'running ' .. run_id
-    end
-  end
-  now = math.max(now, due)
-end
-redis.call('HSET', KEYS[1], 'spec', ARGV[2], 'same', ARGV[3], 'subjects', 0, 'ended', 0, 'touched', ARGV[4])
-redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1])
-redis.call('SADD', KEYS[3], ARGV[1])
-redis.call('ZADD', KEYS[4], math.max(now, begun), ARGV[3])
-return 'started'
-"""
-
-# A piece counts once, however often it is delivered; not at all once its subject has ended or has begun again.
-_DELIVER = """
-if redis.call('HGET', KEYS[2], 'attempt') ~= ARGV[7] then return -1 end
-if redis.call('HGET', KEYS[2], 'dates:' .. ARGV[2]) ~= ARGV[8] then return -1 end
-if redis.call('HSETNX', KEYS[2], 'piece:' .. ARGV[2], ARGV[3]) == 1 then
-  redis.call('HINCRBY', KEYS[1], 'sessions', ARGV[4])
-  redis.call('HINCRBY', KEYS[1], 'lab:' .. ARGV[6] .. ':sessions', ARGV[4])
-  redis.call('HINCRBY', KEYS[2], 'delivered', 1)
-end
-redis.call('ZADD', KEYS[3], 'XX', ARGV[5], ARGV[1])
-return redis.call('HGET', KEYS[2], 'pieces') - redis.call('HGET', KEYS[2], 'delivered')
-"""
-
-# A piece is handed to the extraction queue once; what became of its message is for whoever sends again what is owed.
-_HAND_ON = """
-if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[3] then return 0 end
-if redis.call('HGET', KEYS[1], 'dates:' .. ARGV[2]) ~= ARGV[4] then return 0 end
-redis.call('ZADD', KEYS[2], 'XX', ARGV[5], ARGV[1])
-return redis.call('HSETNX', KEYS[1], 'extracting:' .. ARGV[2], 1)
-"""
-
-# The outcome that is recorded first stays; the subject's work is dropped with it.
-_END = """
-if redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[2]) == 1 then
-  redis.call('HINCRBY', KEYS[1], ARGV[3], 1)
-  redis.call('HINCRBY', KEYS[1], 'ended', 1)
-  redis.call('HINCRBY', KEYS[1], 'lab:' .. ARGV[4] .. ':ended', 1)
-  redis.call('HSET', KEYS[1], 'touched', ARGV[5])
-end
-redis.call('UNLINK', KEYS[3])
-redis.call('ZREM', KEYS[4], ARGV[1])
-redis.call('HDEL', KEYS[5], ARGV[1])
-local planned = redis.call('HGET', KEYS[1], 'planned')
-return planned and redis.call('HGET', KEYS[1], 'ended') == redis.call('HGET', KEYS[1], 'subjects')
-"""
-
-_REGISTER = """
-if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return 0 end
-if redis.call('HSETNX', KEYS[3], ARGV[1], 'waiting') == 1 then
-  redis.call('HINCRBY', KEYS[1], 'subjects', 1)
-  redis.call('HINCRBY', KEYS[1], 'lab:' .. ARGV[2] .. ':subjects', 1)
-  redis.call('ZADD', KEYS[4], ARGV[3], ARGV[1])
-end
-return 1
-"""
-
-
-# Whoever comes after a subject's end does not bring it back.
-_SET_STAGE = """
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-redis.call('ZADD', KEYS[3], 'XX', ARGV[3], ARGV[1])
-return 1
-"""
-
-_BEGIN = """
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 0 end
-redis.call('UNLINK', KEYS[4])
-redis.call('HSET', KEYS[4], unpack(ARGV, 3))
-redis.call('HSET', KEYS[2], ARGV[1], 'summarising')
-redis.call('ZADD', KEYS[3], 'XX', ARGV[2], ARGV[1])
-return 1
-"""
-
-# Each time that there is still no news, the wait is twice as long: where no worker is there, or all are busy with
-# what is more urgent, copies of messages do not pile up.
-_RESENT = """
-local count = redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
-local wait = math.max(0, math.min(ARGV[3] * (2 ^ math.min(count, 20) - 1), ARGV[4]))
-redis.call('ZADD', KEYS[2], 'XX', ARGV[2] + wait, ARGV[1])
-"""
-
-# Statuses belong to the look whose days they were computed from.
-_SET_STATUSES = """
-if redis.call('HGET', KEYS[4], 'look') ~= ARGV[3] then return 0 end
-redis.call('HSET', KEYS[4], 'statuses', ARGV[4])
-redis.call('HSET', KEYS[2], ARGV[1], 'writing')
-redis.call('ZADD', KEYS[3], 'XX', ARGV[2], ARGV[1])
-return 1
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSpec:
-    """What a run was asked to do."""
-
-    run_id: str
-    kind: Literal["recompute", "refresh"]
-    source: str  # where the sessions are: the path of a session tree, or see `core.sources`
-    store: str  # URI of the store
-    labs: tuple[str, ...] = ()  # all of them where empty
-    subjects: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()  # just these, as lab/subject: a run that tries again what failed in another
-    started: str = ""  # UTC, ISO 8601
-    prune: bool = False  # keep nothing of sessions that are no longer on disk
-    fingerprint: Fingerprint = "stat"  # what files are known by
-    extract: bool = False  # extract trials from raw files where a session has none, in a queue of its own
-
-    @property
-    def same(self) -> str:
-        """A name that runs share which do the same: their kind, source, store, labs and subjects."""
-        asked = [self.kind, self.source, self.store, *map(sorted, (self.labs, self.subjects, self.only))]
-        return blake2b(orjson.dumps(asked), digest_size=8).hexdigest()
-
-    @classmethod
-    def parse(cls, raw: Mapping[str, Any]) -> RunSpec:
-        """Return the specification whose fields came as JSON; TypeError where they are not its fields."""
-        return cls(**{**raw, **{name: tuple(raw.get(name, ())) for name in ("labs", "subjects", "only")}})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A subject of a lab; written lab/subject."""
-
-    lab: str
-    subject: str
-
-    def __str__(self) -> str:
-        return f"{self.lab}/{self.subject}"
-
-    @classmethod
-    def parse(cls, text: str) -> Subject:
-        """Return the subject that was written as lab/subject."""
-        lab, _, subject = text.partition("/")
-        return cls(lab=lab, subject=subject)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of a subject in a run."""
-
-    state: Literal["done", "unchanged", "failed"]
-    sessions: int = 0  # summarised in this run
-    left_out: tuple[LeftOut, ...] = ()
-    reason: str | None = None  # why it failed
-    cohort: tuple[Mapping[str, Any], ...] = ()  # its rows of the cohort table
-    pruned: bool = False  # no session of it is left on disk, and nothing is to be kept of such
-
-    def to_json(self) -> bytes:
-        """Return the outcome as JSON."""
-        return orjson.dumps(self)
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Outcome:
-        """Return what :meth:`to_json` wrote."""
-        raw = orjson.loads(data)
-        left_out = tuple(LeftOut(**left) for left in raw["left_out"])
-        return cls(**{**raw, "left_out": left_out, "cohort": tuple(raw["cohort"])})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What a subject under way has to do, as its look found it."""
-
-    pieces: tuple[tuple[str, ...], ...]  # the dates of each message
-    base: str | None  # version of the stored training table
-    left_out: tuple[LeftOut, ...] = ()
-    attempt: int = 0  # looks before this one
-    held: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # date -> sessions that are not summarised again
-
-
-@dataclass(frozen=True, kw_only=True)
-class Produced:
-    """All that a subject under way has, once its last piece is there; read at one moment."""
-
-    look: str  # names the look that it comes from
-    work: Work
-    kept: bytes  # day summaries from the store
-    days: tuple[bytes, ...]  # day summaries of the pieces
-    settled: bytes  # statuses from the store that still hold
-    statuses: bytes | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run stands."""
-
-    state: str  # planning, working or ended
-    subjects: int  # found so far
-    ended: int
-    failed: int
-    sessions: int  # summarised so far
-    labs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # lab -> subjects, ended, sessions
-
 
 class Ledger:
     """The ledger of one Redis.
@@ -273,15 +60,15 @@ class Ledger:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis: Any = client
-        self._open = client.register_script(_OPEN)
-        self._deliver = client.register_script(_DELIVER)
-        self._hand_on = client.register_script(_HAND_ON)
-        self._end = client.register_script(_END)
-        self._register = client.register_script(_REGISTER)
-        self._set_stage = client.register_script(_SET_STAGE)
-        self._begin = client.register_script(_BEGIN)
-        self._set_statuses = client.register_script(_SET_STATUSES)
-        self._resent = client.register_script(_RESENT)
+        self._open = client.register_script(ledger_scripts.OPEN)
+        self._deliver = client.register_script(ledger_scripts.DELIVER)
+        self._hand_on = client.register_script(ledger_scripts.HAND_ON)
+        self._end = client.register_script(ledger_scripts.END)
+        self._register = client.register_script(ledger_scripts.REGISTER)
+        self._set_stage = client.register_script(ledger_scripts.SET_STAGE)
+        self._begin = client.register_script(ledger_scripts.BEGIN)
+        self._set_statuses = client.register_script(ledger_scripts.SET_STATUSES)
+        self._resent = client.register_script(ledger_scripts.RESENT)
 
     # ---- runs
 
@@ -493,7 +280,7 @@ class Ledger:
     def work(self, run_id: str, subject: Subject) -> Work | None:
         """Return what a subject has to do; None where it has not begun, or has ended."""
         data = self._redis.hget(_work(run_id, subject), "work")
-        return None if data is None else _work_from_json(data)
+        return None if data is None else Work.from_json(data)
 
     def deliver(
         self,
@@ -552,7 +339,7 @@ class Ledger:
         pieces = (value for key, value in sorted(raw.items()) if key.startswith(b"piece:"))
         return Produced(
             look=raw[b"look"].decode(),
-            work=_work_from_json(raw[b"work"]),
+            work=Work.from_json(raw[b"work"]),
             kept=raw[b"kept"],
             days=tuple(pieces),
             settled=raw.get(b"settled", b"[]"),
@@ -634,17 +421,6 @@ def _run(run_id: str) -> str:
 
 def _task(task_id: str) -> str:
     return f"{_PREFIX}task:{task_id}"
-
-
-def _work_from_json(data: bytes) -> Work:
-    raw = orjson.loads(data)
-    return Work(
-        pieces=tuple(tuple(piece) for piece in raw["pieces"]),
-        base=raw["base"],
-        left_out=tuple(LeftOut(**left) for left in raw["left_out"]),
-        attempt=raw["attempt"],
-        held={date: tuple(numbers) for date, numbers in raw.get("held", {}).items()},
-    )
 
 
 def _work(run_id: str, subject: Subject) -> str:

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from workers.app import EXTRACTION_QUEUE, app, lists_of, priority
-from workers.ledger import Ledger, RunSpec, Subject
+from workers.ledger import Ledger
+from workers.records import RunSpec, Subject
 
 
 def send_plan(spec: RunSpec, cursor: str = "") -> None:

@@ -48,7 +48,7 @@ from core.tables import COHORT_KEY, build_tables, cohort_rows, cohort_subjects, 
 from workers import logs, messages, retry
 from workers.app import app
 from workers.context import context
-from workers.ledger import Outcome, Produced, RunSpec, Subject
+from workers.records import Outcome, Produced, RunSpec, Subject
 
 log = logging.getLogger(__name__)
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:  # the ledger brings numpy with it, which `--help` should not 
     from core.alyx_update import Update
     from core.records import Fingerprint
     from core.storage import Store
-    from workers.ledger import Ledger, RunSpec, Subject
+    from workers.ledger import Ledger
+    from workers.records import RunSpec, Subject
 
 
 def _run_options(command: Any) -> Any:

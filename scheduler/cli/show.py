@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:  # the ledger brings numpy with it, which `--help` should not wait for
-    from workers.ledger import Progress as RunProgress
+    from workers.records import Progress as RunProgress
 
 #: Seconds between two plain lines about a run.
 _LINE_EVERY = 10.0

@@ -33,7 +33,7 @@ from core.errors import (
 )
 from core.storage import Store, open_store, update
 from core.storage.s3 import S3Store
-from tests.servers import aws_environment, create_bucket, free_ports, required, seaweedfs
+from tests.servers import create_bucket, free_ports, required, seaweedfs
 
 BUCKET = "errors"
 SECRET = "hunter2"  # in no message, whatever goes wrong
@@ -175,12 +175,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    for name, value in aws_environment(tmp_path).items():
-        if value is None:
-            monkeypatch.delenv(name)
-        else:
-            monkeypatch.setenv(name, value)
+def aws(aws: None, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 

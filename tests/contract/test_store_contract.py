@@ -29,7 +29,9 @@ from core.errors import (
 )
 from core.storage import Store, backoff, open_store, update
 from core.storage.base import content_etag
-from tests.servers import aws_environment, create_bucket, moto_server, required, seaweedfs
+from tests.servers import create_bucket, moto_server, required, seaweedfs
+
+pytestmark = pytest.mark.usefixtures("aws")
 
 PROJECT = Path(__file__).parents[2]
 BUCKET = "contract"
@@ -59,15 +61,6 @@ def moto_endpoint() -> Iterator[str]:
     with required(moto_server()) as endpoint:
         create_bucket(endpoint, BUCKET)
         yield endpoint
-
-
-@pytest.fixture(autouse=True)
-def _aws(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    for name, value in aws_environment(tmp_path_factory.mktemp("aws")).items():
-        if value is None:
-            monkeypatch.delenv(name)
-        else:
-            monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(params=["memory", "local", "seaweedfs", "moto"])

@@ -9,7 +9,7 @@ import pytest
 from core.storage import Store, open_store
 from tests.faults.herd import write_herd
 from tests.faults.services import Arena, Herd
-from tests.servers import aws_environment, create_bucket, required, seaweedfs
+from tests.servers import create_bucket, required, seaweedfs
 
 BUCKET = "mice"
 
@@ -47,13 +47,6 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with required(seaweedfs(tmp_path_factory.mktemp("s3"))) as endpoint:
         create_bucket(endpoint, BUCKET)
         yield endpoint
-
-
-@pytest.fixture
-def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give this process, and those that it starts, the credentials of the test server and nothing else of AWS."""
-    for name, value in aws_environment(tmp_path).items():
-        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

@@ -10,49 +10,26 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-import redis
 
 from tests.processes import training_status, wait_for, worker
-from tests.standin import SLOW, StandIn, assert_complete, complete_tables, extractor, write_tree
-from workers.app import configure
+from tests.standin import SLOW, StandIn, assert_complete, extractor
 from workers.ledger import Ledger
-
-
-@pytest.fixture
-def ledger(broker: str, redis_client: redis.Redis) -> Ledger:
-    configure(broker)
-    return Ledger(redis_client)
-
-
-@pytest.fixture
-def standin(tmp_path: Path) -> StandIn:
-    return StandIn(tmp_path / "standin")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return write_tree(tmp_path / "tree")
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
-    return complete_tables(tmp_path_factory.mktemp("complete"))
 
 
 @pytest.mark.slow
 def test_an_extraction_worker_that_is_killed_loses_nothing(
-    root: Path,
+    raw_tree: Path,
     broker: str,
     ledger: Ledger,
     standin: StandIn,
-    expected: dict[str, pd.DataFrame],
+    complete: dict[str, pd.DataFrame],
     tmp_path: Path,
 ) -> None:
     store = tmp_path / "tables"
     standin.hold(SLOW)
     with worker(broker, tmp_path / "worker.log", concurrency=1, env={"TRAINING_STATUS_PATIENCE": "2"}):
         with extractor(broker, standin, tmp_path / "first.log") as first:
-            options = ("--root", root, "--store", store, "--broker", broker, "--extract", "--no-wait", "--json")
+            options = ("--root", raw_tree, "--store", store, "--broker", broker, "--extract", "--no-wait", "--json")
             run_id = json.loads(training_status("recompute", *options).stdout)["run_id"]
             wait_for(lambda: standin.begun(SLOW) == 1, "the extraction to begin")
             pool = psutil.Process(first.pid).children(recursive=True)
@@ -66,4 +43,4 @@ def test_an_extraction_worker_that_is_killed_loses_nothing(
     assert record is not None
     assert (record["counts"]["done"], record["left_out"]) == (3, [])
     assert standin.begun(SLOW) == 2
-    assert_complete(store, expected)
+    assert_complete(store, complete)

@@ -13,7 +13,7 @@ import pytest
 from core.storage import open_store
 from tests.faults.kills import Kill
 from tests.faults.services import Arena, Herd, assert_as_undisturbed
-from workers.ledger import Progress
+from workers.records import Progress
 
 
 class Moment(enum.Enum):

@@ -35,8 +35,9 @@ from tests.faults.services import (
     undisturbed,
 )
 from workers import context, messages, tasks
-from workers.app import PRIORITIES, app, configure, priority
-from workers.ledger import Ledger, Outcome, RunSpec, Subject
+from workers.app import PRIORITIES, app, priority
+from workers.ledger import Ledger
+from workers.records import Outcome, RunSpec, Subject
 
 QUEUE = app.conf.task_default_queue  # the list of the most urgent messages has the queue's own name
 SUMMARISE = "training_status.summarise_days"
@@ -193,10 +194,10 @@ def test_a_refresh_overtakes_a_recompute(herd: Herd, arena: Arena, folder: Path,
 
 
 @pytest.fixture
-def ledger(broker: str, redis_client: redis.Redis) -> Ledger:
-    configure(broker)
+def ledger(broker: str, ledger: Ledger) -> Ledger:
+    """The ledger, in a process that does the tasks itself."""
     context.use(WorkerSettings(broker=broker, store=StoreSettings()))
-    return Ledger(redis_client)
+    return ledger
 
 
 def test_a_run_that_is_submitted_twice_is_one_run(

@@ -36,7 +36,7 @@ from tests.faults.services import (
 from tests.processes import training_status
 from tests.servers import LIMITED
 from workers.app import configure
-from workers.ledger import Progress
+from workers.records import Progress
 
 ArenaFor = Callable[..., Arena]
 

@@ -65,7 +65,7 @@ from core.storage.memory import MemoryStore
 from core.summarise import count, signed_contrasts
 from core.synchronise import look
 from core.tables import subject_keys
-from tests.servers import aws_environment, create_bucket, required, seaweedfs
+from tests.servers import create_bucket, required, seaweedfs
 
 pytestmark = pytest.mark.peer
 
@@ -363,15 +363,10 @@ def test_5_fits_are_the_same_every_time(mouse: Path) -> None:
 
 
 @pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+def s3(aws: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
     """A server with the peer's bucket; gives its address, for a profile whose secret key is the one that is given."""
     configuration = tmp_path / "aws"
     with required(seaweedfs(tmp_path / "seaweedfs")) as endpoint:
-        for name, setting in aws_environment(tmp_path).items():
-            if setting is None:
-                monkeypatch.delenv(name)
-            else:
-                monkeypatch.setenv(name, setting)
         for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
             monkeypatch.setenv(name, str(configuration))
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)

@@ -21,8 +21,9 @@ from scheduler.beat import Scheduler, Times, entries, held
 from scheduler.cli.main import run
 from scheduler.schedule import Schedule, parse_jobs
 from tests.processes import COMMAND, PASSWORD, process, training_status, wait_for
-from workers.app import app, configure
-from workers.ledger import Ledger, RunSpec
+from workers.app import app
+from workers.ledger import Ledger
+from workers.records import RunSpec
 
 QUEUE = "training-status"  # its most urgent messages
 START = datetime(2026, 11, 25, 1, 59, 30, tzinfo=UTC)
@@ -81,12 +82,6 @@ class Beat:
 
 
 Beats = Callable[..., Beat]
-
-
-@pytest.fixture
-def ledger(broker: str, redis_client: redis.Redis) -> Ledger:
-    configure(broker)
-    return Ledger(redis_client)
 
 
 @pytest.fixture

@@ -21,7 +21,9 @@ from scheduler.cli.main import run
 from scheduler.doctor import PROBE, Check, Finding, examine, probe
 from tests.alyx import PASSWORD, USER, alyx
 from tests.processes import training_status, wait_for, worker
-from tests.servers import aws_environment, create_bucket, free_ports, required, seaweedfs
+from tests.servers import create_bucket, free_ports, required, seaweedfs
+
+pytestmark = pytest.mark.usefixtures("aws")
 
 BUCKET = "doctor"
 
@@ -31,15 +33,6 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with required(seaweedfs(tmp_path_factory.mktemp("seaweedfs"))) as endpoint:
         create_bucket(endpoint, BUCKET)
         yield endpoint
-
-
-@pytest.fixture(autouse=True)
-def _aws(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    for name, value in aws_environment(tmp_path_factory.mktemp("aws")).items():
-        if value is None:
-            monkeypatch.delenv(name)
-        else:
-            monkeypatch.setenv(name, value)
 
 
 def look(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, dict[str, dict[str, str]]]:
@@ -195,10 +188,8 @@ def test_what_hangs_is_given_up(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_login_that_is_taken_and_one_that_is_not(
-    mice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    mice: Path, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TRAINING_STATUS_ONE_USER", USER)
     with alyx(mice) as server:
         monkeypatch.setenv("TRAINING_STATUS_ONE_PASSWORD", PASSWORD)

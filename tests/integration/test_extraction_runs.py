@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 
 import pandas as pd
-import pytest
 import redis
 from celery.app.task import Context
 
@@ -18,32 +17,12 @@ from core.sources import TreeSource
 from core.storage import open_store
 from scheduler import runs
 from tests.processes import training_status, wait_for, worker
-from tests.standin import FAST, SLOW, SLOWER, StandIn, assert_complete, complete_tables, extractor, training, write_tree
+from tests.standin import FAST, SLOW, SLOWER, StandIn, assert_complete, extractor, training
 from tests.trees import LAB
 from workers import messages, tasks
-from workers.app import EXTRACTION_QUEUE, configure, lists_of
-from workers.ledger import Ledger, Subject, Work
-
-
-@pytest.fixture
-def ledger(broker: str, redis_client: redis.Redis) -> Ledger:
-    configure(broker)
-    return Ledger(redis_client)
-
-
-@pytest.fixture
-def standin(tmp_path: Path) -> StandIn:
-    return StandIn(tmp_path / "standin")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return write_tree(tmp_path / "tree")
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
-    return complete_tables(tmp_path_factory.mktemp("complete"))
+from workers.app import EXTRACTION_QUEUE, lists_of
+from workers.ledger import Ledger
+from workers.records import Subject, Work
 
 
 def in_line(client: redis.Redis, queue: str = EXTRACTION_QUEUE) -> int:
@@ -51,16 +30,16 @@ def in_line(client: redis.Redis, queue: str = EXTRACTION_QUEUE) -> int:
 
 
 def test_an_extraction_that_hangs_holds_no_other_subject_and_no_other_run(
-    root: Path,
+    raw_tree: Path,
     broker: str,
     ledger: Ledger,
     redis_client: redis.Redis,
     standin: StandIn,
-    expected: dict[str, pd.DataFrame],
+    complete: dict[str, pd.DataFrame],
     tmp_path: Path,
 ) -> None:
     store = tmp_path / "tables"
-    options = ("--root", root, "--store", store, "--broker", broker)
+    options = ("--root", raw_tree, "--store", store, "--broker", broker)
     standin.hold(SLOW)
     with (
         worker(broker, tmp_path / "worker.log", concurrency=1),
@@ -73,7 +52,7 @@ def test_an_extraction_that_hangs_holds_no_other_subject_and_no_other_run(
         wait_for(lambda: ledger.progress(run_id).ended == 1, "the subject beside it to end")
         wait_for(lambda: in_line(redis_client) == 1, "the next to stand in line")
 
-        options = ("--root", root, "--store", tmp_path / "others", "--broker", broker)
+        options = ("--root", raw_tree, "--store", tmp_path / "others", "--broker", broker)
         other = training_status("refresh", *options, "--no-extract", "--json")
         assert other.returncode == 0, other.stderr
         reasons = {left["subject"]: left["reason"] for left in json.loads(other.stdout)["left_out"]}
@@ -91,7 +70,7 @@ def test_an_extraction_that_hangs_holds_no_other_subject_and_no_other_run(
     record = ledger.record(run_id)
     assert record is not None
     assert (record["extract"], record["counts"]["done"], record["left_out"]) == (True, 3, [])
-    assert_complete(store, expected)
+    assert_complete(store, complete)
 
 
 def test_a_piece_is_handed_on_once_and_not_after_its_look(broker: str, ledger: Ledger, tmp_path: Path) -> None:
@@ -124,10 +103,10 @@ def test_a_piece_is_handed_on_once_and_not_after_its_look(broker: str, ledger: L
 
 
 def test_where_nobody_extracts_it_is_refused_at_the_start(
-    root: Path, broker: str, ledger: Ledger, tmp_path: Path
+    raw_tree: Path, broker: str, ledger: Ledger, tmp_path: Path
 ) -> None:
     refused = training_status(
-        "recompute", "--root", root, "--store", tmp_path / "tables", "--broker", broker, "--extract"
+        "recompute", "--root", raw_tree, "--store", tmp_path / "tables", "--broker", broker, "--extract"
     )
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "--extract (TRAINING_STATUS_EXTRACT): no worker extracts on this broker" in refused.stderr
@@ -135,7 +114,7 @@ def test_where_nobody_extracts_it_is_refused_at_the_start(
     assert ledger.run_ids() == []
 
 
-def test_without_ibllib_extraction_is_refused_in_one_line(root: Path, tmp_path: Path) -> None:
+def test_without_ibllib_extraction_is_refused_in_one_line(raw_tree: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken" / "ibllib"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('not here')")
@@ -146,13 +125,13 @@ def test_without_ibllib_extraction_is_refused_in_one_line(root: Path, tmp_path: 
 
 
 def test_one_command_extracts_and_a_refresh_does_what_was_left_out_before(
-    root: Path, standin: StandIn, expected: dict[str, pd.DataFrame], tmp_path: Path
+    raw_tree: Path, standin: StandIn, complete: dict[str, pd.DataFrame], tmp_path: Path
 ) -> None:
     store = tmp_path / "tables"
-    options = ("--root", root, "--store", store, "--workers", "1", "--json")
+    options = ("--root", raw_tree, "--store", store, "--workers", "1", "--json")
     store.mkdir()
     for subject in (FAST, SLOW, SLOWER):  # without extraction
-        recompute_subject(TreeSource(root), LAB, subject, open_store(str(store)))
+        recompute_subject(TreeSource(raw_tree), LAB, subject, open_store(str(store)))
         assert len(set(training(open_store(str(store)), subject)["date"])) == (3 if subject == FAST else 2)
 
     done = training_status("refresh", *options, env=standin.env)  # ibllib is found: extraction is on
@@ -160,4 +139,4 @@ def test_one_command_extracts_and_a_refresh_does_what_was_left_out_before(
     counts = {"subjects": 3, "done": 2, "unchanged": 1, "failed": 0, "sessions": 2, "left_out": 0}
     assert json.loads(done.stdout)["counts"] == counts
     assert (standin.begun(FAST), standin.begun(SLOW), standin.begun(SLOWER)) == (0, 1, 1)
-    assert_complete(store, expected)
+    assert_complete(store, complete)

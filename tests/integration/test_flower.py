@@ -25,7 +25,8 @@ from tests.flower import LOGIN, USER, answer, flower, get, tasks
 from tests.processes import PASSWORD, redis_server, training_status, wait_for, worker
 from tests.servers import required
 from workers.broker import connect
-from workers.ledger import Ledger, Subject, Work
+from workers.ledger import Ledger
+from workers.records import Subject, Work
 
 WORKER = "worker@lab-server"
 FAILS = "simlab01/SIM01_002"
@@ -216,9 +217,9 @@ def test_a_fault_of_ours_amid_a_chain_is_red_and_loses_nothing(watched: Watched)
     ledger.set_planned(spec.run_id)
     ledger.begin(spec.run_id, subject, Work(pieces=(), base=None), b"no summaries")
     # By another process: this one's connections are for the broker of other tests.
-    send = "from workers import app, broker, ledger, messages; import sys; app.configure(sys.argv[1]); "
+    send = "from workers import app, broker, ledger, messages, records; import sys; app.configure(sys.argv[1]); "
     send += "spec = ledger.Ledger(broker.connect(sys.argv[1])).spec(sys.argv[2]); "
-    send += "messages.send_statuses(spec, ledger.Subject.parse(sys.argv[3]))"
+    send += "messages.send_statuses(spec, records.Subject.parse(sys.argv[3]))"
     subprocess.run([sys.executable, "-c", send, watched.broker, spec.run_id, str(subject)], check=True, timeout=60)
     wait_for(lambda: ledger.is_ended(spec.run_id), "the run to end")
     record = ledger.record(spec.run_id)

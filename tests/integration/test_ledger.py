@@ -9,7 +9,8 @@ import redis
 
 from core.errors import PermanentError
 from core.records import LeftOut
-from workers.ledger import Ledger, Outcome, RunSpec, Subject, Work
+from workers.ledger import Ledger
+from workers.records import Outcome, RunSpec, Subject, Work
 
 RUN = "20261122T080000-abc123"
 SPEC = RunSpec(run_id=RUN, kind="recompute", source="mice", store="tables", labs=("a",), started="2026-11-22T08:00:00")

@@ -18,7 +18,8 @@ from tests.processes import redis_server
 from workers import context, tasks
 from workers.app import configure
 from workers.broker import connect
-from workers.ledger import Ledger, Outcome, RunSpec, Subject, Work
+from workers.ledger import Ledger
+from workers.records import Outcome, RunSpec, Subject, Work
 
 MICE = ("labA/A1", "labA/A2", "labB/B1")
 

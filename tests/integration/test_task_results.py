@@ -19,15 +19,15 @@ from scheduler import runs
 from scheduler import tasks as planning
 from scheduler.plan import CHUNK_SUBJECTS, FIRST_SUBJECTS
 from workers import context, tasks
-from workers.app import configure
-from workers.ledger import Ledger, Subject
+from workers.ledger import Ledger
+from workers.records import Subject
 
 
 @pytest.fixture
-def ledger(broker: str, redis_client: redis.Redis) -> Ledger:
-    configure(broker)
+def ledger(broker: str, ledger: Ledger) -> Ledger:
+    """The ledger, in a process that does the tasks itself."""
     context.use(WorkerSettings(broker=broker, store=StoreSettings()))
-    return Ledger(redis_client)
+    return ledger
 
 
 def test_a_subject_that_fails_while_planning_holds_up_no_other(

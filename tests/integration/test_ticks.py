@@ -16,20 +16,15 @@ from core.freshness import LABS_KEY, Lab, Look, read_labs
 from scheduler import runs
 from tests.processes import training_status, wait_for, worker
 from workers import messages
-from workers.app import app, configure
+from workers.app import app
 from workers.broker import connect
-from workers.ledger import Ledger, RunSpec
+from workers.ledger import Ledger
+from workers.records import RunSpec
 
 #: Due times lie in the past, as for messages that come late; nothing was begun since.
 DUE = datetime(2026, 11, 1, 2, tzinfo=UTC)
 DAY = timedelta(days=1)
 WHAT = RunSpec(run_id="", kind="refresh", source="mice", store="tables", labs=("a",))
-
-
-@pytest.fixture
-def ledger(broker: str, redis_client: redis.Redis) -> Ledger:
-    configure(broker)
-    return Ledger(redis_client)
 
 
 def named(spec: RunSpec, run_id: str) -> RunSpec:

@@ -22,16 +22,11 @@ from tests.faults.proxy import s3_proxy
 from tests.processes import PASSWORD, interruptible, training_status, wait_for, worker
 from tests.servers import ACCESS_KEY, aws_environment, create_bucket, required, seaweedfs
 from workers import messages
-from workers.app import app, configure
-from workers.ledger import Ledger, RunSpec, Subject
+from workers.app import app
+from workers.ledger import Ledger
+from workers.records import RunSpec, Subject
 
 SUBJECTS = [("simlab01", "SIM01_001"), ("simlab01", "SIM01_002"), ("simlab02", "SIM02_001"), ("simlab02", "SIM02_002")]
-
-
-@pytest.fixture
-def ledger(broker: str, redis_client: redis.Redis) -> Ledger:
-    configure(broker)
-    return Ledger(redis_client)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from core.tables import COHORT_KEY, merge_cohort, read_table, subject_keys
 from scheduler.cli.main import run
 from tests.alyx import PASSWORD, TOKEN, USER, Alyx, Fault, alyx
 from tests.processes import training_status
+
+pytestmark = pytest.mark.usefixtures("home")
 
 LAB, OTHER = "simlab01", "simlab02"
 
@@ -47,18 +48,11 @@ def store(tables: Path) -> Store:
 
 
 @pytest.fixture
-def server(mice: Path) -> Iterator[Alyx]:
-    with alyx(mice) as running:
-        for subject in running.subjects:
-            subject["json"] = {"kept": [1, {"deep": None}], FIELD: {"old": ["2001-01-01", "x"]}}
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    home = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+def server(server: Alyx) -> Alyx:
+    """The server, with JSON fields that somebody has filled."""
+    for subject in server.subjects:
+        subject["json"] = {"kept": [1, {"deep": None}], FIELD: {"old": ["2001-01-01", "x"]}}
+    return server
 
 
 def send(server: Alyx, store: Store, *, dry_run: bool = False, **settings: Any) -> list[Update]:
@@ -252,6 +246,26 @@ def test_a_write_whose_answer_is_lost_counts_as_sent(store: Store, server: Alyx)
     server.faults.append(Fault(cut=True, path=f"/subjects/{name}$", after=1, times=1))
     assert [each.state for each in send(server, store)] == ["sent"] * 4
     assert server.subjects[0]["json"][FIELD] == first_reached(store, server, LAB, name)
+
+
+@pytest.mark.filterwarnings("ignore:remote results for /sessions endpoint changed:RuntimeWarning")
+def test_a_list_whose_count_shrinks_between_its_pages_is_asked_for_again(store: Store, server: Alyx) -> None:
+    """one-api cuts what it has to the new count, and then looks behind its end."""
+    name = server.subjects[0]["nickname"]
+    wanted = first_reached(store, server, LAB, name)
+    date = max(date for date, _ in wanted.values())
+    for number in range(100, 1100):
+        server.add_session(LAB, name, date, number)
+    body = json.dumps({"count": 1, "next": None, "previous": None, "results": []}).encode()
+    shrinks = Fault(status=200, path="^/sessions.*offset=1000", body=body)
+    server.faults.append(shrinks)
+    updates = send(server, store)
+    assert [each.state for each in updates] == ["failed", "sent", "sent", "sent"]
+    assert f"cannot list the sessions of {LAB}/{name}: it gives more than it counts" in str(updates[0].reason)
+    shrinks.times = 1
+    assert [each.state for each in send(server, store)] == ["sent", *["unchanged"] * 3]
+    assert shrinks.times == 0
+    assert server.subjects[0]["json"][FIELD] == wanted
 
 
 def test_a_server_that_is_gone_is_told_of_every_subject(store: Store, mice: Path) -> None:

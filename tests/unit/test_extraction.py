@@ -26,20 +26,20 @@ from scheduler.cli.options import schedule_from
 from scheduler.runs import once_more
 from tests.standin import StandIn, take_trials
 from tests.trees import KEYS, LAB, SUBJECT, objects, session, statuses
-from workers.ledger import RunSpec
+from workers.records import RunSpec
 
 RAW = "raw_task_data_00"
 
 
 @pytest.fixture
-def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+def standin(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """The stand-in, in this process."""
     import sys
 
-    made = StandIn(tmp_path / "standin")
     for name in [name for name in sys.modules if name.partition(".")[0] == "ibllib"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(str(made.folder))
-    yield made
+    monkeypatch.syspath_prepend(str(standin.folder))
+    yield standin
     for name in [name for name in sys.modules if name.partition(".")[0] == "ibllib"]:
         del sys.modules[name]
 

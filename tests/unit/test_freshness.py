@@ -15,7 +15,7 @@ from core.freshness import LABS_KEY, Lab, Look, note_looks, read_labs
 from core.storage import open_store
 from scheduler.freshness import LabState, judge
 from scheduler.schedule import Schedule, parse_jobs
-from workers.ledger import Outcome, Subject
+from workers.records import Outcome, Subject
 from workers.tasks import note_labs
 
 NIGHTLY = "0 2 * * *"

@@ -1,250 +1,247 @@
-"""ONE as a source, against a server that answers as Alyx does, with its faults."""
+"""ONE as a source: the same tables as from the session tree, by few requests, and each file once.
+
+A small server of ours stands in for Alyx, see `tests/alyx.py`: a real one cannot be had. It is held against the answers
+that one-api has recorded. What goes wrong with lists, names, files and servers: `test_one_traps.py`.
+"""
 
 from __future__ import annotations
 
-import io
+import hashlib
+import importlib.resources
 import json
-import os
-from collections.abc import Iterator
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import one
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
-from one.alf.cache import make_parquet_db
 
 from core.config import SourceSettings
-from core.errors import AccessRefused, ConfigurationError, TransientError
-from core.pipeline import recompute_subject
-from core.simulation.tree import simulate
-from core.sources import OneSource, Source, open_source
+from core.errors import AccessRefused, ConfigurationError, MissingCredentials, TrainingStatusError, TransientError
+from core.sources import Source, TreeSource, open_source
 from core.sources.downloads import Downloads
 from core.sources.one import connect
-from core.storage.memory import MemoryStore
-from tests.alyx import DATA_PASSWORD, DATA_USER, PASSWORD, TOKEN, USER, Alyx, Fault, alyx
-
-LAB, SUBJECT = "simlab01", "SIM01_001"
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("one") / "tree"
-    simulate(root, labs=1, subjects=1, days=14, seed=3)
-    make_parquet_db(root, hash_files=True)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def server(tree: Path) -> Iterator[Alyx]:
-    with alyx(tree) as running:
-        yield running
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> SourceSettings:
-    return SourceSettings(one_user=USER, one_password=PASSWORD, cache=str(tmp_path / "cache"))
-
-
-def table(source: Source) -> pd.DataFrame:
-    tables = recompute_subject(source, LAB, SUBJECT, MemoryStore("store"))
-    return pq.read_table(io.BytesIO(tables.training)).to_pandas().drop(columns="session_path")
-
-
-def loaded(source: Source) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Load everything; return the inputs by date, and the reasons of what was left out."""
-    subject = source.subject(LAB, SUBJECT)
-    found = subject.load(subject.sessions()[0])
-    return {day.date: day.inputs for day in found if day.inputs}, [o.reason for day in found for o in day.left_out]
-
-
-def test_a_tree_a_cache_and_a_server_give_one_table(tree: Path, server: Alyx, settings: SourceSettings) -> None:
-    expected = table(open_source(str(tree), settings))
-    assert len(expected)
-    pd.testing.assert_frame_equal(table(open_source(f"one:local:{tree}", settings)), expected)
-    source = open_source(f"one:{server.url}", settings)
-    pd.testing.assert_frame_equal(table(source), expected)
-    asked = [request for request in server.requests if "/data/" not in request]
-    assert len(asked) < len(server.sessions), "no request a session"
-    before = len(server.requests)
-    pd.testing.assert_frame_equal(table(source), expected)
-    assert not [request for request in server.requests[before:] if "/data/" in request], "downloads are kept"
-
-
-def test_the_aggregate_names_sessions_by_their_identifiers(server: Alyx, settings: SourceSettings) -> None:
-    tables = recompute_subject(OneSource(server.url, settings), LAB, SUBJECT, MemoryStore("store"))
-    named = set(pq.read_table(io.BytesIO(tables.aggregate)).column("session").to_pylist())
-    assert named
-    assert named <= {session["id"] for session in server.sessions}
-
-
-@pytest.mark.parametrize(
-    ("given", "error"),
-    [
-        ({"one_user": USER, "one_password": "wrong"}, AccessRefused),
-        ({"one_token": "expired"}, AccessRefused),
-        ({}, ConfigurationError),
-    ],
+from tests.alyx import DATA_PASSWORD, DATA_USER, PASSWORD, TOKEN, USER, Alyx, Fault, Record
+from tests.one import (
+    LAB,
+    MOUSE,
+    SETTINGS,
+    TRIALS,
+    assert_same,
+    changed,
+    count,
+    dataset_of,
+    day_of,
+    files,
+    load,
+    look,
+    one_line_without_secrets,
+    opened,
+    settings,
+    tables,
+    told,
 )
-def test_wrong_credentials_are_one_line(
-    server: Alyx, tmp_path: Path, given: dict[str, str], error: type[Exception]
-) -> None:
-    with pytest.raises(error) as caught:
-        OneSource(server.url, SourceSettings(cache=str(tmp_path / "c"), **given)).check()
-    assert "\n" not in str(caught.value)
-    assert "--one-" in str(caught.value)
+
+pytestmark = pytest.mark.usefixtures("home")
 
 
-def test_a_token_logs_in_and_is_not_written_down(server: Alyx, tmp_path: Path, home: Path) -> None:
-    client = connect(server.url, SourceSettings(one_token=TOKEN, cache=str(tmp_path / "c")))
-    assert client.user == USER
-    assert not [path for path in home.rglob("*") if path.is_file() and TOKEN in path.read_text()]
+# The same tables, by few requests
 
 
-def test_an_expired_token_is_renewed_with_the_password(server: Alyx, settings: SourceSettings) -> None:
-    source = OneSource(server.url, settings)
-    assert source.labs()[0] == [LAB]
+def test_tables_from_alyx_are_those_from_the_tree(server: Alyx, mice: Path, tmp_path: Path) -> None:
+    source, tree = opened(server, tmp_path), TreeSource(mice)
+    assert source.labs() == tree.labs()
+    eids = {f"{s['subject']}/{day_of(s)}/{s['number']:03}": s["id"] for s in server.sessions}
+    for lab in source.labs()[0]:
+        assert source.subjects(lab) == tree.subjects(lab)
+        for subject in source.subjects(lab)[0]:
+            found = tables(source, tmp_path / "one", lab, subject)
+            assert_same(found, tables(tree, tmp_path / "tree", lab, subject), eids)
+
+
+def test_subjects_without_sessions_are_none(server: Alyx, tmp_path: Path) -> None:
+    server.add_subject(LAB, "breeder")
+    assert "breeder" not in opened(server, tmp_path).subjects(LAB)[0]
+
+
+def test_a_look_costs_two_requests_however_many_sessions(server: Alyx, tmp_path: Path) -> None:
+    source = opened(server, tmp_path)
+    source.check()
+    server.requests.clear()
+    assert count(look(source)) > 5
+    assert [request.split("?")[0] for request in server.requests] == ["GET /sessions", "GET /datasets"]
+
+
+def test_a_recompute_costs_no_request_a_session_beside_its_files(server: Alyx, tmp_path: Path) -> None:
+    source = opened(server, tmp_path)
+    tables(source, tmp_path / "one")
+    asked = [request for request in server.requests if "/data/" not in request]
+    assert len(asked) < count(look(source))
+
+
+# Who asks
+
+
+def test_a_wrong_password_is_refused(server: Alyx, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--one-password") as caught:
+        opened(server, tmp_path, one_password="wrong-" + PASSWORD).check()
+    assert isinstance(caught.value, AccessRefused)
+    assert one_line_without_secrets(caught.value)
+
+
+def test_a_token_is_enough_and_is_not_written_down(server: Alyx, tmp_path: Path, home: Path) -> None:
+    given = {"one_user": None, "one_password": None, "one_token": TOKEN}
+    assert look(opened(server, tmp_path, **given))
+    assert connect(server.url, settings(tmp_path, **given)).user == USER
+    written = [path for path in home.rglob("*") if path.is_file()]
+    assert written
+    assert not [path for path in written if TOKEN in path.read_text()]
+
+
+def test_an_expired_token_is_refused(server: Alyx, tmp_path: Path) -> None:
+    source = opened(server, tmp_path, one_user=None, one_password=None, one_token=TOKEN)
+    assert look(source)
     server.token = "another"
-    assert source.labs()[0] == [LAB]
+    with pytest.raises(AccessRefused, match="--one-token") as caught:
+        look(source)
+    assert one_line_without_secrets(caught.value)
+    with pytest.raises(AccessRefused, match="--one-token") as caught:
+        opened(server, tmp_path, one_user=None, one_password=None, one_token=TOKEN).check()
+    assert one_line_without_secrets(caught.value)
 
 
-def test_an_unknown_lab_is_refused_and_an_unknown_subject_absent(server: Alyx, settings: SourceSettings) -> None:
-    source = OneSource(server.url, settings)
-    with pytest.raises(ConfigurationError, match="no lab 'nolab'"):
-        source.labs(["nolab"])
-    assert source.subjects(LAB, ["nobody"]) == ([], [])
-    assert source.absent([], [(LAB, "nobody"), (LAB, SUBJECT), ("nolab", "x")]) == [(LAB, "nobody")]
+def test_a_token_that_expires_is_asked_for_again_where_there_is_a_password(server: Alyx, tmp_path: Path) -> None:
+    source = opened(server, tmp_path)
+    labs, before = source.labs(), look(source)
+    server.token = "another"
+    assert source.labs() == labs
+    server.token = "a third"
+    assert look(source) == before
 
 
-@pytest.mark.parametrize("fault", [Fault(status=500), Fault(cut=True), Fault(status=429, retry_after="4000")])
-def test_a_server_at_fault_is_tried_later(server: Alyx, settings: SourceSettings, fault: Fault) -> None:
-    source = OneSource(server.url, settings)
-    source.check()
-    server.faults.append(fault)
-    with pytest.raises(TransientError):
-        loaded(source)
-    server.faults.clear()
-    assert not loaded(source)[1]
+def test_no_credentials_are_told_and_nothing_prompts(server: Alyx, tmp_path: Path) -> None:
+    with pytest.raises(MissingCredentials, match="--one-user") as caught:
+        opened(server, tmp_path, one_user=None, one_password=None).check()
+    assert isinstance(caught.value, ConfigurationError)
+    assert one_line_without_secrets(caught.value)
 
 
-@pytest.mark.parametrize("path", ["/sessions", "/data/"])
-def test_a_server_that_falls_silent_holds_nobody(
-    server: Alyx, settings: SourceSettings, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    source = OneSource(server.url, settings)
-    source.check()
-    monkeypatch.setattr("core.sources.alyx.TIMEOUT", (5.0, 0.2))
-    server.faults.append(Fault(path=path, wait=1.0))
-    with pytest.raises(TransientError):
-        loaded(source)
+def test_a_data_server_that_wants_a_password_is_told(server: Alyx, tmp_path: Path) -> None:
+    server.basic_auth = True
+    with pytest.raises(AccessRefused, match="HTTP_DATA_SERVER_LOGIN") as caught:
+        load(opened(server, tmp_path))
+    assert one_line_without_secrets(caught.value)
 
 
-def test_a_busy_server_is_given_its_time(server: Alyx, settings: SourceSettings) -> None:
-    server.faults += [Fault(path=p, status=429, retry_after="0", times=1) for p in ("/sessions", "/data/")]
-    assert not loaded(OneSource(server.url, settings))[1]
+def test_the_data_server_of_the_home_gets_its_password(server: Alyx, tmp_path: Path) -> None:
+    import one.params
+
+    opened(server, tmp_path).check()  # makes the settings of this server
+    known = one.params.get(client=server.url, silent=True)
+    new = known.set("HTTP_DATA_SERVER", f"{server.url}/data").set("HTTP_DATA_SERVER_LOGIN", DATA_USER)
+    one.params.save(new.set("HTTP_DATA_SERVER_PWD", DATA_PASSWORD), server.url)
+    server.basic_auth = True
+    assert not told(load(opened(server, tmp_path)))
 
 
-def test_a_refusal_is_no_smaller_table(server: Alyx, settings: SourceSettings) -> None:
-    server.faults.append(Fault(path="/datasets", status=403))
-    with pytest.raises(AccessRefused):
-        loaded(OneSource(server.url, settings))
+@pytest.mark.parametrize("address", ["alyx.example.org", "https://", "ftp://alyx.example.org"])
+def test_an_address_that_is_none_is_refused(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no address of an Alyx server"):
+        opened(address, tmp_path).check()
 
 
-def test_a_server_that_stops_in_the_middle_is_tried_later_and_then_whole(
-    tree: Path, server: Alyx, settings: SourceSettings
-) -> None:
-    source = OneSource(server.url, settings)
-    server.faults.append(Fault(path="/data/", cut=True, after=5))
-    with pytest.raises(TransientError):
-        table(source)
-    server.faults.clear()
-    pd.testing.assert_frame_equal(table(source), table(open_source(str(tree), settings)))
+def test_an_address_with_a_password_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigurationError, match="TRAINING_STATUS_ONE_PASSWORD") as caught:
+        open_source("one:https://someone:a-secret@alyx.example.org", SourceSettings())
+    assert "a-secret" not in str(caught.value)
 
 
-def test_missing_and_other_files_leave_their_sessions_out_until_they_are_there(
-    server: Alyx, settings: SourceSettings
-) -> None:
-    whole, none = loaded(OneSource(server.url, settings))
-    assert not none
-    wanted = [d for d in server.datasets if "taskSettings" in d["name"]]
-    first, second, third = wanted[0], wanted[1], wanted[2]
-    kept = dict(server.files)
-    server.forget(first)
-    server.replace(second, b"x" * second["file_size"])
-    for record in third["file_records"]:
-        record["exists"] = False
-    again = SourceSettings(one_user=USER, one_password=PASSWORD, cache=settings.cache + "-2")
-    inputs, reasons = loaded(OneSource(server.url, again))
-    assert len(reasons) == 3
-    assert sum(map(len, inputs.values())) == sum(map(len, whole.values())) - 3
-    assert any("MD5" in reason for reason in reasons)
-    assert any("no file" in reason for reason in reasons)
-    server.files.update(kept)
-    for record in third["file_records"]:
-        record["exists"] = True
-    assert loaded(OneSource(server.url, again)) == (whole, [])
+# What has changed
 
 
-def test_a_changed_record_changes_the_fingerprint_and_is_read_anew(server: Alyx, settings: SourceSettings) -> None:
-    before, _ = loaded(OneSource(server.url, settings))
-    dataset = next(d for d in server.datasets if "taskSettings" in d["name"])
+def test_a_dataset_that_is_replaced_is_a_change_and_is_read_anew(server: Alyx, tmp_path: Path) -> None:
+    source = opened(server, tmp_path)
+    assert not told(load(source))
+    before = look(source)
+    session, dataset = dataset_of(server, SETTINGS)
     server.datasets.remove(dataset)
-    session = next(s for s in server.sessions if s["url"] == dataset["session"])
     server.add_dataset(session, f"{dataset['collection']}/{dataset['name']}", b"[]")
-    after, reasons = loaded(OneSource(server.url, settings))
-    assert before != after
-    assert any("JSON" in reason for reason in reasons)
+    assert changed(before, look(source)) == [day_of(session)]
+    (left,) = told(load(source))
+    assert "JSON" in left.reason
 
 
-def test_every_session_of_many_is_found_though_pages_lose_rows(tmp_path: Path, settings: SourceSettings) -> None:
-    with alyx() as server:
-        server.add_subject("lab", "mouse")
-        for day in range(1700):  # some sixty start at the same time of each of 28 days
-            server.add_session("lab", "mouse", f"20{10 + day % 4}-01-{1 + day % 28:02}", day // 28 + 1)
-        server.shuffled_ties = True
-        by_pages = connect(server.url, settings).get("/sessions?limit=1000")
-        assert len({row["id"] for row in by_pages}) < 1700, "the trap is there"
-        source = OneSource(server.url, settings)
-        days, odd = source.subject("lab", "mouse").sessions()
-        assert sum(map(len, days.values())) == len({(s["start_time"], s["number"]) for s in server.sessions})
-        assert sum(map(len, days.values())) + len(odd) == 1700
-        server.wrong_count = 3
-        with pytest.raises(TransientError, match="not whole"):
-            source.subject("lab", "mouse").sessions()
+def test_a_revision_that_is_no_default_is_not_read(server: Alyx, mice: Path, tmp_path: Path) -> None:
+    session, dataset = dataset_of(server)
+    before = look(opened(server, tmp_path))
+    relative = f"{dataset['collection']}/#2099-01-01#/{dataset['name']}"
+    server.add_dataset(session, relative, b"not trials", default=False)
+    source = opened(server, tmp_path)
+    assert look(source) == before
+    assert_same(tables(source, tmp_path / "one"), tables(TreeSource(mice), tmp_path / "tree"))
 
 
-def test_one_nickname_in_two_labs_and_names_that_look_like_numbers(settings: SourceSettings) -> None:
-    with alyx() as server:
-        for lab, nickname in (("a", "1234"), ("b", "1234"), ("a", "x+y")):
-            server.add_subject(lab, nickname)
-        server.add_session("a", "1234", "2020-01-01", 1)
-        server.add_session("b", "1234", "2020-01-02", 1)
-        server.add_session("a", "x+y", "2020-01-03", 1)
-        source = OneSource(server.url, settings)
-        assert source.subjects("a")[0] == ["1234", "x+y"]
-        found = [list(source.subject(*who).sessions()[0]) for who in (("a", "1234"), ("b", "1234"), ("a", "x+y"))]
-        assert found == [["2020-01-01"], ["2020-01-02"], ["2020-01-03"]]
+def test_a_revision_that_becomes_the_default_is_a_change_and_is_read(server: Alyx, mice: Path, tmp_path: Path) -> None:
+    session, dataset = dataset_of(server)
+    source = opened(server, tmp_path)
+    before = look(source)
+    path = next(path for name, path in server.files.items() if dataset["url"][-36:] in name)
+    relative = f"{dataset['collection']}/#2099-01-01#/{dataset['name']}"
+    server.add_dataset(session, relative, path)
+    dataset["default_dataset"] = False
+    server.replace(dataset, b"not trials")
+    dataset["hash"] = "0" * 32
+    assert changed(before, look(source)) in ([], [day_of(session)])
+    assert any("#2099-01-01#" in url for url in map(str, server.files))
+    assert_same(tables(source, tmp_path / "one"), tables(TreeSource(mice), tmp_path / "tree"))
+    assert [p for p in files(tmp_path / "cache") if "#2099-01-01#" in p.parts]
 
 
-def test_downloads_are_bounded_and_a_day_that_is_read_stays(server: Alyx, settings: SourceSettings) -> None:
-    small = SourceSettings(one_user=USER, one_password=PASSWORD, cache=settings.cache, cache_size=1e-6)
-    inputs, reasons = loaded(OneSource(server.url, small))
-    assert inputs
-    assert not reasons
-    left = sum(p.stat().st_size for p in Path(str(settings.cache)).rglob("*") if p.is_file() and p.suffix != ".lock")
-    assert left <= 1000
+# Downloads on disk
 
 
-def test_a_day_that_another_process_reads_is_not_thrown_away(server: Alyx, settings: SourceSettings) -> None:
-    loaded(OneSource(server.url, settings))
-    cache = Path(str(settings.cache))
+def test_what_is_there_is_not_downloaded_again_and_nothing_twice(server: Alyx, tmp_path: Path) -> None:
+    source = opened(server, tmp_path)
+    load(source)
+    got = [request for request in server.requests if request.startswith("GET /data/")]
+    assert len(got) == len(set(got)) == len(files(tmp_path / "cache"))
+    for again in (source, opened(server, tmp_path)):
+        server.requests.clear()
+        load(again)
+        assert server.requests
+        assert not [request for request in server.requests if request.startswith("GET /data/")]
+
+
+def test_a_file_of_the_cache_that_was_changed_is_downloaded_again(server: Alyx, mice: Path, tmp_path: Path) -> None:
+    source = opened(server, tmp_path)
+    load(source)
+    for path in files(tmp_path / "cache"):
+        if path.name.startswith(TRIALS):
+            path.write_bytes(path.read_bytes()[:-1])
+    assert_same(tables(source, tmp_path / "one"), tables(TreeSource(mice), tmp_path / "tree"))
+
+
+def test_downloads_stay_below_the_limit(server: Alyx, mice: Path, tmp_path: Path) -> None:
+    load(opened(server, tmp_path / "all"))
+    sizes = [path.stat().st_size for path in files(tmp_path / "all")]
+    limit = sum(sizes) // 3
+    source = opened(server, tmp_path / "some", cache_size=limit / 1e9)
+    assert_same(tables(source, tmp_path / "one"), tables(TreeSource(mice), tmp_path / "tree"))
+    kept = sum(path.stat().st_size for path in files(tmp_path / "some"))
+    assert 0 < kept <= limit * 1.01
+
+
+def test_a_day_that_is_larger_than_the_limit_is_read_and_then_thrown_away(server: Alyx, tmp_path: Path) -> None:
+    days = load(opened(server, tmp_path, cache_size=1e-6))
+    assert any(day.inputs for day in days)
+    assert not told(days)
+    assert sum(path.stat().st_size for path in files(tmp_path / "cache")) <= 1000
+
+
+def test_a_day_that_another_process_reads_is_not_thrown_away(server: Alyx, tmp_path: Path) -> None:
+    load(opened(server, tmp_path))
+    cache = tmp_path / "cache"
     read, *others = sorted(cache.glob("*/*/Subjects/*/*"))
     small = Downloads(cache, 1000)
     with Downloads(cache, 1 << 40).hold(read), small.hold(others[-1]):
@@ -253,58 +250,175 @@ def test_a_day_that_another_process_reads_is_not_thrown_away(server: Alyx, setti
     assert not others[0].exists()
 
 
-def test_datasets_beyond_a_page_are_all_found(settings: SourceSettings) -> None:
-    with alyx() as server:
-        server.add_subject("lab", "mouse")
-        for day in range(600):
-            session = server.add_session(
-                "lab", "mouse", f"20{10 + day // 300}-{1 + day // 25 % 12:02}-{1 + day % 25:02}", 1
-            )
-            for name in ("_iblrig_taskSettings.raw.json", "_iblrig_taskData.raw.jsonable"):
-                server.add_dataset(session, f"raw_behavior_data/{name}", b"{}")
-        source = OneSource(server.url, settings).subject("lab", "mouse")
-        inputs = source.inputs(source.sessions()[0])
-        assert len(inputs) == 600
-        assert len({fingerprint for day in inputs.values() for fingerprint in day.values()}) == 1, "all have two files"
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(path=f"^/data/.*{TRIALS}", times=1, cut=True), Fault(path="^/data/", after=5, cut=True)],
+    ids=["once", "from the sixth file on"],
+)
+def test_a_download_that_is_cut_off_leaves_nothing(server: Alyx, mice: Path, tmp_path: Path, fault: Fault) -> None:
+    source = opened(server, tmp_path)
+    server.faults.append(replace(fault))
+    with pytest.raises(TransientError) as caught:
+        load(source)
+    assert one_line_without_secrets(caught.value)
+    whole = {path.stat().st_size for path in files(mice)}
+    assert not [path for path in files(tmp_path / "cache") if path.name.startswith(".part-")]
+    assert {path.stat().st_size for path in files(tmp_path / "cache")} <= whole
+    server.faults.clear()
+    assert_same(tables(source, tmp_path / "one"), tables(TreeSource(mice), tmp_path / "tree"))
 
 
-def test_the_data_server_password_comes_from_one(server: Alyx, settings: SourceSettings, home: Path) -> None:
-    server.basic_auth = True
-    with pytest.raises(AccessRefused, match="HTTP_DATA_SERVER_LOGIN"):
-        loaded(OneSource(server.url, settings))
-    (file,) = [path for path in (home / ".one").iterdir() if "127.0.0.1" in path.name]
-    written = json.loads(file.read_text())
-    written |= {"HTTP_DATA_SERVER": f"{server.url}/data"}
-    written |= {"HTTP_DATA_SERVER_LOGIN": DATA_USER, "HTTP_DATA_SERVER_PWD": DATA_PASSWORD}
-    file.write_text(json.dumps(written))
-    assert not loaded(OneSource(server.url, settings))[1]
+def test_a_cache_that_cannot_be_written_is_told(server: Alyx, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"a file")
+    with pytest.raises(TrainingStatusError) as caught:
+        load(opened(server, tmp_path))
+    assert one_line_without_secrets(caught.value)
 
 
-def test_a_local_cache_says_what_is_missing_or_other(tree: Path, tmp_path: Path, settings: SourceSettings) -> None:
-    import shutil
-
-    copy = tmp_path / "copy"
-    shutil.copytree(tree, copy)
-    first, second = sorted(copy.rglob("_iblrig_taskSettings*"))[:2]
-    first.unlink()
-    second.write_bytes(b"x")
-    _, reasons = loaded(open_source(f"one:local:{copy}", settings))
-    assert len(reasons) == 2
-    assert all("ONE" in reason for reason in reasons)
-    os.unlink(copy / "datasets.pqt")
-    with pytest.raises(ConfigurationError, match=r"datasets\.pqt"):
-        open_source(f"one:local:{copy}", settings).check()
+# The tables of a local cache
 
 
-def test_the_server_answers_in_the_shapes_that_one_api_recorded(server: Alyx) -> None:
-    recorded = Path(one.__file__).parent / "tests/fixtures/rest_responses"
-    schemas = json.loads((recorded / "openapiv3.json").read_text())["components"]["schemas"]
-    answers = [json.loads(path.read_text()) for path in recorded.iterdir() if not path.suffix]
-    pages = [answer[0]["results"][0] for answer in answers if isinstance(answer[0], dict) and "results" in answer[0]]
-    dataset = next(row for row in pages if "file_records" in row)
-    lab = next(row for row in pages if "institution" in row)
-    assert server.datasets[0].keys() == dataset.keys()
-    assert server.datasets[0]["file_records"][1].keys() == dataset["file_records"][0].keys()
-    assert next(iter(server.labs.values())).keys() == lab.keys()
-    assert server.subjects[0].keys() == schemas["SubjectList"]["properties"].keys()
-    assert server.sessions[0].keys() - {"url"} == schemas["SessionList"]["properties"].keys()
+def write_tables(folder: Path) -> None:
+    """Write the tables as one-api does; it takes a buffer of 256 MB a file for hashes, so those are put in here."""
+    from iblutil.io import parquet
+    from one.alf.cache import make_parquet_db
+
+    make_parquet_db(folder)
+    table, made = parquet.load(folder / "datasets.pqt")
+    paths = [folder / str(eid_path) for eid_path in _paths(folder, table)]
+    table["hash"] = [hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() for path in paths]
+    parquet.save(folder / "datasets.pqt", table, made)
+
+
+def _paths(folder: Path, datasets: pd.DataFrame) -> list[Path]:
+    sessions = pd.read_parquet(folder / "sessions.pqt")
+    of = {
+        str(row.Index): Path(row.lab, "Subjects", row.subject, str(row.date), f"{int(row.number):03}")
+        for row in sessions.itertuples()
+    }
+    eids = map(str, datasets.index.get_level_values(0))
+    return [of[eid] / path for eid, path in zip(eids, datasets["rel_path"], strict=True)]
+
+
+@pytest.fixture
+def cache(mice: Path, tmp_path: Path) -> Path:
+    """A ONE cache, with tables as one-api writes them, over a copy of the tree."""
+    folder = tmp_path / "one"
+    shutil.copytree(mice, folder)
+    write_tables(folder)
+    return folder
+
+
+def local(folder: Path) -> Source:
+    return open_source(f"one:local:{folder}", SourceSettings())
+
+
+def test_tables_from_a_local_cache_are_those_from_the_tree(cache: Path, mice: Path, tmp_path: Path) -> None:
+    source, tree = local(cache), TreeSource(mice)
+    source.check()
+    assert source.labs() == tree.labs()
+    known = pd.read_parquet(cache / "sessions.pqt").reset_index()
+    eids = {f"{s.subject}/{s.date}/{int(s.number):03}": str(s.id) for s in known.itertuples()}
+    for lab in source.labs()[0]:
+        assert source.subjects(lab) == tree.subjects(lab)
+        for subject in source.subjects(lab)[0]:
+            expected = tables(tree, tmp_path / "tree", lab, subject)
+            assert_same(tables(source, tmp_path / "tables", lab, subject), expected, eids)
+
+
+@pytest.mark.parametrize("name", [TRIALS, SETTINGS])
+def test_a_record_of_a_local_cache_whose_file_is_gone_is_told(cache: Path, name: str) -> None:
+    gone = sorted((cache / LAB / "Subjects" / MOUSE).rglob(f"{name}*"))[-1]
+    session = gone.relative_to(cache / LAB / "Subjects" / MOUSE).parts[:2]
+    gone.unlink()
+    days = load(local(cache))
+    assert [left.session for left in told(days)] == ["/".join(session)]
+    (reason,) = [left.reason for left in told(days)]
+    assert gone.name in reason
+    assert "ONE has a record, and no file" in reason
+    assert not any(session[1] in day.inputs for day in days if day.date == session[0])
+
+
+@pytest.mark.parametrize(("name", "same_size"), [(TRIALS, True), (SETTINGS, False)])
+def test_a_file_of_a_local_cache_that_is_not_as_its_record_says_is_told(
+    cache: Path, name: str, same_size: bool
+) -> None:
+    other = sorted((cache / LAB / "Subjects" / MOUSE).rglob(f"{name}*"))[-1]
+    other.write_bytes(b"x" * (other.stat().st_size if same_size else 1))
+    (left,) = told(load(local(cache)))
+    assert other.name in left.reason
+    assert "in ONE" in left.reason
+    assert ("MD5" if same_size else "bytes") in left.reason
+
+
+def test_a_table_that_one_passes_over_is_refused(cache: Path) -> None:
+    pd.read_parquet(cache / "datasets.pqt").to_parquet(cache / "datasets.pqt")  # without the date that ONE looks for
+    with pytest.raises(ConfigurationError, match=r"datasets\.pqt has .* rows, and ONE reads 0"):
+        local(cache).check()
+
+
+def test_tables_of_a_local_cache_that_are_written_again_are_read_again(cache: Path) -> None:
+    source = local(cache)
+    before = look(source)
+    last = max(before)
+    shutil.rmtree(cache / LAB / "Subjects" / MOUSE / last)
+    write_tables(cache)
+    assert list(look(source)) == [date for date in before if date != last]
+
+
+@pytest.mark.parametrize("broken", ["missing", "garbled"])
+def test_a_folder_without_tables_that_can_be_read_is_refused(cache: Path, broken: str) -> None:
+    table = cache / "datasets.pqt"
+    if broken == "missing":
+        table.unlink()
+    else:
+        table.write_bytes(b"no table")
+    with pytest.raises(ConfigurationError, match=r"datasets\.pqt|cannot be read") as caught:
+        local(cache).check()
+    assert one_line_without_secrets(caught.value)
+
+
+# The stand-in answers as Alyx did
+
+RECORDED = importlib.resources.files("one") / "tests" / "fixtures" / "rest_responses"
+
+
+def recorded() -> list[Any]:
+    """The answers that one-api has recorded, without the time until which they are kept."""
+    answers = [json.loads(path.read_text()) for path in RECORDED.iterdir() if not path.name.endswith(".json")]
+    return [answer[0] for answer in answers]
+
+
+def first_rows(pages: list[Any], *keys: str) -> list[Record]:
+    """The first row of each recorded list whose rows have `keys`."""
+    rows = [page["results"][0] if "results" in page else page for page in pages]
+    return [row for row in rows if all(key in row for key in keys)]
+
+
+def test_the_stand_in_has_the_datasets_that_alyx_has(server: Alyx) -> None:
+    there = first_rows(recorded(), "file_records", "default_dataset")
+    assert there
+    for row in there:
+        assert set(row) == set(server.datasets[0])
+        for record in server.datasets[0]["file_records"]:
+            assert set(row["file_records"][0]) == set(record)
+
+
+def test_the_stand_in_has_the_labs_and_the_pages_that_alyx_has(server: Alyx, tmp_path: Path) -> None:
+    import requests
+
+    there = first_rows(recorded(), "institution", "reference_weight_pct")
+    assert there
+    answer = requests.get(f"{server.url}/labs", headers={"Authorization": f"Token {TOKEN}"}, timeout=10).json()
+    assert set(answer) == set(next(page for page in recorded() if "results" in page))
+    assert all(set(row) == set(answer["results"][0]) for row in there)
+
+
+def test_the_stand_in_has_the_subjects_and_sessions_that_alyx_has(server: Alyx) -> None:
+    """No list of them is recorded; the description of Alyx has their names, as has what an insertion tells."""
+    schemas = json.loads((RECORDED / "openapiv3.json").read_text())["components"]["schemas"]
+    assert set(server.subjects[0]) == set(schemas["SubjectList"]["properties"])
+    assert set(server.sessions[0]) - {"url"} == set(schemas["SessionList"]["properties"])
+    there = first_rows(recorded(), "session_info")
+    assert there
+    assert set(there[0]["session_info"]) <= {*server.sessions[0], "task_protocol"}

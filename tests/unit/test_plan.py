@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from core.records import LeftOut
 from core.sources import TreeSource
 from scheduler.plan import cut, subjects_after
-from workers.ledger import RunSpec, Subject
+from workers.records import RunSpec, Subject
 
 DATES = [f"2020-{month:02}-{day:02}" for month in range(1, 13) for day in range(1, 29)]
 

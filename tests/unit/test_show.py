@@ -10,7 +10,7 @@ from rich.console import Console
 
 from scheduler.cli import show
 from scheduler.cli.show import Rate, run_progress, time_left
-from workers.ledger import Progress
+from workers.records import Progress
 
 
 def progress(state: str = "working", subjects: int = 10, ended: int = 4, sessions: int = 400) -> Progress:
