@@ -81,6 +81,22 @@ def standin(tmp_path: Path) -> StandIn:
 
 
 @pytest.fixture
+def standin_here(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """The stand-in, in this process."""
+    import sys
+
+    def names() -> list[str]:
+        return [name for name in sys.modules if name.partition(".")[0] == "ibllib"]
+
+    for name in names():
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(standin.folder))
+    yield standin
+    for name in names():
+        del sys.modules[name]
+
+
+@pytest.fixture
 def raw_tree(tmp_path: Path) -> Path:
     """Three mice; of two of them a day has raw files alone."""
     return write_tree(tmp_path / "tree")

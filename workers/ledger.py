@@ -309,11 +309,27 @@ class Ledger:
         """Return whether a piece of a subject under way was delivered already."""
         return bool(self._redis.hexists(_work(run_id, subject), f"piece:{piece}"))
 
-    def hand_on(self, run_id: str, subject: Subject, *, attempt: int, piece: int, dates: Sequence[str]) -> bool:
-        """Note that a piece is for the extraction queue; False where that was noted, or the piece is not wanted."""
+    def hand_on(
+        self,
+        run_id: str,
+        subject: Subject,
+        *,
+        attempt: int,
+        piece: int,
+        dates: Sequence[str],
+        days: bytes | None = None,
+    ) -> bool:
+        """Note that a piece is for the extraction queue; False where that was noted, or the piece is not wanted.
+
+        With `days`, the summaries that were made of it so far as JSON, it is noted in any case, and goes on from them.
+        """
         _, _, work, owed, _ = self._keys(run_id, subject)
-        keys = [work, owed]
-        return bool(self._hand_on(keys=keys, args=[str(subject), piece, attempt, orjson.dumps(dates), time.time()]))
+        args: list[Any] = [str(subject), piece, attempt, orjson.dumps(dates), time.time(), days or b""]
+        return bool(self._hand_on(keys=[work, owed], args=args))
+
+    def extracted(self, run_id: str, subject: Subject, piece: int) -> bytes:
+        """Return the day summaries that were made so far of a piece in the extraction queue, as JSON."""
+        return cast(bytes, self._redis.hget(_work(run_id, subject), f"extracting:{piece}") or b"[]")
 
     def is_handed_on(self, run_id: str, subject: Subject, piece: int) -> bool:
         """Return whether a piece of a subject under way is for the extraction queue."""

@@ -47,11 +47,14 @@ return redis.call('HGET', KEYS[2], 'pieces') - redis.call('HGET', KEYS[2], 'deli
 """
 
 # A piece is handed to the extraction queue once; what became of its message is for whoever sends again what is owed.
+# What was extracted of it so far stands there too, and is put in the place of what stood there before.
 HAND_ON = """
 if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[3] then return 0 end
 if redis.call('HGET', KEYS[1], 'dates:' .. ARGV[2]) ~= ARGV[4] then return 0 end
 redis.call('ZADD', KEYS[2], 'XX', ARGV[5], ARGV[1])
-return redis.call('HSETNX', KEYS[1], 'extracting:' .. ARGV[2], 1)
+if ARGV[6] == '' then return redis.call('HSETNX', KEYS[1], 'extracting:' .. ARGV[2], '[]') end
+redis.call('HSET', KEYS[1], 'extracting:' .. ARGV[2], ARGV[6])
+return 1
 """
 
 # The outcome that is recorded first stays; the subject's work is dropped with it.

@@ -15,7 +15,8 @@ import inspect
 import logging
 import platform
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import wraps
@@ -40,6 +41,7 @@ from core.join import join_days
 from core.records import DaySummary, LeftOut, days_from_json, days_to_json, statuses_from_json, statuses_to_json
 from core.reextract import trials_loader
 from core.schema import SCHEMA_VERSION, SOFTWARE_VERSION
+from core.sources import Days, SubjectSource
 from core.status import compute_statuses as statuses_of
 from core.storage.base import Store, update
 from core.summarise import summarise
@@ -59,6 +61,8 @@ MAX_DEATHS = 5
 #: What a task returns that came twice, or late.
 NOTHING_LEFT = "nothing left to do"
 
+#: Seconds after which a piece that is extracted lets others go before it: many sessions take longer than any task may.
+EXTRACTION_SPELL = 120.0
 #: What the disk says that another try will hear again.
 PERMANENT_OS_ERRORS = (PermissionError, FileNotFoundError, NotADirectoryError)
 #: What may pass: our own errors of that type, Redis out of reach, a message that could not be sent, a disk's hiccup.
@@ -186,13 +190,21 @@ def summarise_days(
         return "in line to be extracted"
     source = context().source(spec.source, spec.fingerprint).subject(subject.lab, subject.subject)
     sessions = find_work(source, dates, work.held)
-    try:
-        loader = trials_loader("here" if extract else "elsewhere" if spec.extract else "off")
-        days = summarise(source.load(sessions, loader))
-    except ExtractionNeeded as error:
-        if ledger.hand_on(spec.run_id, subject, attempt=attempt, piece=piece, dates=dates):
-            messages.send_extract(spec, subject, attempt, piece, dates)
-        return f"handed on to be extracted: {error}"
+    if extract:
+        done = days_from_json(ledger.extracted(spec.run_id, subject, piece))
+        days = extract_for_a_spell(source, sessions, done)
+        if len(days) < len(sessions):
+            known = days_to_json(days)
+            if ledger.hand_on(spec.run_id, subject, attempt=attempt, piece=piece, dates=dates, days=known):
+                messages.send_extract(spec, subject, attempt, piece, dates)
+            return f"{len(days)} of {len(sessions)} days, the rest when it is in turn again"
+    else:
+        try:
+            days = summarise(source.load(sessions, trials_loader("elsewhere" if spec.extract else "off")))
+        except ExtractionNeeded as error:
+            if ledger.hand_on(spec.run_id, subject, attempt=attempt, piece=piece, dates=dates):
+                messages.send_extract(spec, subject, attempt, piece, dates)
+            return f"handed on to be extracted: {error}"
     count = sum(len(paths) for paths in sessions.values())
     complete = ledger.deliver(
         spec.run_id,
@@ -206,6 +218,18 @@ def summarise_days(
     if complete:
         go_on(spec, subject)
     return _sessions(count, sum(len(day.left_out) for day in days))
+
+
+def extract_for_a_spell(source: SubjectSource, sessions: Days, done: Sequence[DaySummary]) -> list[DaySummary]:
+    """Return the days of a piece that are done, and those that a spell has time for, one at least."""
+    days = [day for day in done if day.date in sessions]
+    known, loader = {day.date for day in days}, trials_loader("here")
+    end = time.monotonic() + EXTRACTION_SPELL
+    for date in sorted(sessions.keys() - known):
+        days += summarise(source.load({date: sessions[date]}, loader))
+        if time.monotonic() >= end:
+            break
+    return days
 
 
 def go_on(spec: RunSpec, subject: Subject) -> None:

@@ -9,17 +9,19 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import redis
 from celery.app.task import Context
 
+from core.config import StoreSettings, WorkerSettings
 from core.pipeline import recompute_subject
 from core.sources import TreeSource
 from core.storage import open_store
 from scheduler import runs
 from tests.processes import training_status, wait_for, worker
-from tests.standin import FAST, SLOW, SLOWER, StandIn, assert_complete, extractor, training
-from tests.trees import LAB
-from workers import messages, tasks
+from tests.standin import FAST, SLOW, SLOWER, StandIn, assert_complete, extractor, take_trials, training
+from tests.trees import LAB, SUBJECT, session
+from workers import context, messages, tasks
 from workers.app import EXTRACTION_QUEUE, lists_of
 from workers.ledger import Ledger
 from workers.records import Subject, Work
@@ -100,6 +102,61 @@ def test_a_piece_is_handed_on_once_and_not_after_its_look(broker: str, ledger: L
     assert tasks.summarise_days.signature_from_request(request).options["queue"] == EXTRACTION_QUEUE
     ledger.begin(spec.run_id, subject, Work(pieces=(("2025-03-01",),), base=None, attempt=1), b"[]")
     assert not ledger.is_handed_on(spec.run_id, subject, 0)
+
+
+def test_a_piece_that_takes_long_lets_others_go_before_it_and_goes_on_from_where_it_was(
+    broker: str,
+    ledger: Ledger,
+    redis_client: redis.Redis,
+    standin_here: StandIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root, dates = tmp_path / "tree", [f"2025-03-{day:02}" for day in range(1, 5)]
+    for date in dates:
+        session(root, date)
+    recompute_subject(TreeSource(root), LAB, SUBJECT, open_store(str(make(tmp_path / "whole"))))
+    for date in dates[:3]:
+        take_trials(root / LAB / "Subjects" / SUBJECT / date / "001")
+
+    context.use(WorkerSettings(broker=broker, store=StoreSettings()))
+    monkeypatch.setattr(tasks, "EXTRACTION_SPELL", 0.0)
+    spec = runs.new_run("recompute", source=str(root), store=str(make(tmp_path / "ours")), extract=True)
+    subject, piece = Subject(lab=LAB, subject=SUBJECT), [0, 0, dates]
+    ledger.open_run(spec)
+    ledger.register(spec.run_id, [subject])
+    ledger.set_planned(spec.run_id)
+    ledger.begin(spec.run_id, subject, Work(pieces=(tuple(dates),), base=None), b"[]")
+
+    def extract() -> str:
+        told: str = tasks.summarise_days.run(spec.run_id, str(subject), *piece, True)
+        return told
+
+    assert tasks.summarise_days.run(spec.run_id, str(subject), *piece).startswith("handed on to be extracted")
+    rest = "of 4 days, the rest when it is in turn again"
+    assert [extract() for _ in range(3)] == [f"{done} {rest}" for done in (1, 2, 3)]
+    assert in_line(redis_client) == 1 + 3
+    assert ledger.pieces_missing(spec.run_id, subject) == [0]
+    assert extract() == "4 sessions"
+    assert (standin_here.begun(SUBJECT), ledger.stage(spec.run_id, subject)) == (3, "computing")
+    assert extract() == tasks.NOTHING_LEFT
+
+    tasks.compute_statuses.run(spec.run_id, str(subject))
+    tasks.write_tables.run(spec.run_id, str(subject))
+    whole, ours = (training(open_store(str(tmp_path / name)), SUBJECT) for name in ("whole", "ours"))
+    pd.testing.assert_frame_equal(ours, whole)
+
+    # What was made of it belongs to its look.
+    ledger.register(spec.run_id, [other := Subject(lab=LAB, subject="other")])
+    ledger.begin(spec.run_id, other, Work(pieces=(("2025-03-01",),), base=None, attempt=1), b"[]")
+    late = {"attempt": 0, "piece": 0, "dates": ["2025-03-01"], "days": b'["of an earlier look"]'}
+    assert not ledger.hand_on(spec.run_id, other, **late)  # type: ignore[arg-type]
+    assert ledger.extracted(spec.run_id, other, 0) == b"[]"
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def test_where_nobody_extracts_it_is_refused_at_the_start(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,19 +28,6 @@ from tests.trees import KEYS, LAB, SUBJECT, objects, session, statuses
 from workers.records import RunSpec
 
 RAW = "raw_task_data_00"
-
-
-@pytest.fixture
-def standin(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """The stand-in, in this process."""
-    import sys
-
-    for name in [name for name in sys.modules if name.partition(".")[0] == "ibllib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(str(standin.folder))
-    yield standin
-    for name in [name for name in sys.modules if name.partition(".")[0] == "ibllib"]:
-        del sys.modules[name]
 
 
 @pytest.fixture
@@ -99,7 +85,7 @@ def test_where_it_is_for_another_process_the_loading_ends(root: Path) -> None:
         TreeSource(root).subject(LAB, SUBJECT).load({"2025-03-02": [day(root, 2)]}, trials_loader("elsewhere"))
 
 
-@pytest.mark.usefixtures("standin")
+@pytest.mark.usefixtures("standin_here")
 def test_trials_are_extracted_here(root: Path) -> None:
     (loaded,), left_out = load_session(find_files(day(root, 2)), trials_loader("here"))
     assert left_out == []
@@ -141,7 +127,7 @@ def test_what_extraction_reads_is_in_the_fingerprint_where_there_are_no_trials(r
 
 
 def test_a_refresh_extracts_what_was_left_out_before_and_then_leaves_it(
-    root: Path, store: Store, standin: StandIn
+    root: Path, store: Store, standin_here: StandIn
 ) -> None:
     assert set(recomputed(root, store)) == {"2025-03-01/001", "2025-03-03/001"}
     kept = objects(store)
@@ -153,12 +139,12 @@ def test_a_refresh_extracts_what_was_left_out_before_and_then_leaves_it(
     stored = store.get(KEYS.training)
     assert stored is not None
     assert read_provenance(stored.data, "").left_out == ()
-    assert standin.begun(SUBJECT) == 1
+    assert standin_here.begun(SUBJECT) == 1
     assert refresh(root, store, "here").unchanged
     assert refresh(root, store, "off").unchanged  # what was extracted stays
 
 
-@pytest.mark.usefixtures("standin")
+@pytest.mark.usefixtures("standin_here")
 def test_what_cannot_be_extracted_is_tried_once(root: Path, store: Store) -> None:
     recomputed(root, store)
     (day(root, 2) / RAW / "kept.pqt").write_text("no table")

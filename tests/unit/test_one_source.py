@@ -20,7 +20,6 @@ import pytest
 from core.config import SourceSettings
 from core.errors import AccessRefused, ConfigurationError, MissingCredentials, TrainingStatusError, TransientError
 from core.sources import Source, TreeSource, open_source
-from core.sources.downloads import Downloads
 from core.sources.one import connect
 from tests.alyx import DATA_PASSWORD, DATA_USER, PASSWORD, TOKEN, USER, Alyx, Fault, Record
 from tests.one import (
@@ -237,17 +236,6 @@ def test_a_day_that_is_larger_than_the_limit_is_read_and_then_thrown_away(server
     assert any(day.inputs for day in days)
     assert not told(days)
     assert sum(path.stat().st_size for path in files(tmp_path / "cache")) <= 1000
-
-
-def test_a_day_that_another_process_reads_is_not_thrown_away(server: Alyx, tmp_path: Path) -> None:
-    load(opened(server, tmp_path))
-    cache = tmp_path / "cache"
-    read, *others = sorted(cache.glob("*/*/Subjects/*/*"))
-    small = Downloads(cache, 1000)
-    with Downloads(cache, 1 << 40).hold(read), small.hold(others[-1]):
-        pass
-    assert read.exists()
-    assert not others[0].exists()
 
 
 @pytest.mark.parametrize(
