@@ -378,6 +378,8 @@ def _select(state: Alyx, kind: str, query: dict[str, str]) -> list[Record]:
             "subject": session.get("subject"),
             "subject__nickname": session.get("subject"),
             "subject__lab__name": session.get("lab") if (session.get("subject"), session.get("lab")) in home else None,
+            "session__id": session.get("id"),
+            "collection": row.get("collection"),
             "session__lab__name": session.get("lab"),
             "session__subject__nickname": session.get("subject"),
             "session__subject__lab__name": session.get("lab"),

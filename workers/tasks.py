@@ -39,7 +39,6 @@ from core.errors import (
 from core.freshness import LABS_KEY, Look, note_looks
 from core.join import join_days
 from core.records import DaySummary, LeftOut, days_from_json, days_to_json, statuses_from_json, statuses_to_json
-from core.reextract import trials_loader
 from core.schema import SCHEMA_VERSION, SOFTWARE_VERSION
 from core.sources import Days, SubjectSource
 from core.status import compute_statuses as statuses_of
@@ -200,7 +199,7 @@ def summarise_days(
             return f"{len(days)} of {len(sessions)} days, the rest when it is in turn again"
     else:
         try:
-            days = summarise(source.load(sessions, trials_loader("elsewhere" if spec.extract else "off")))
+            days = summarise(source.load(sessions, "elsewhere" if spec.extract else "off"))
         except ExtractionNeeded as error:
             if ledger.hand_on(spec.run_id, subject, attempt=attempt, piece=piece, dates=dates):
                 messages.send_extract(spec, subject, attempt, piece, dates)
@@ -223,10 +222,10 @@ def summarise_days(
 def extract_for_a_spell(source: SubjectSource, sessions: Days, done: Sequence[DaySummary]) -> list[DaySummary]:
     """Return the days of a piece that are done, and those that a spell has time for, one at least."""
     days = [day for day in done if day.date in sessions]
-    known, loader = {day.date for day in days}, trials_loader("here")
+    known = {day.date for day in days}
     end = time.monotonic() + EXTRACTION_SPELL
     for date in sorted(sessions.keys() - known):
-        days += summarise(source.load({date: sessions[date]}, loader))
+        days += summarise(source.load({date: sessions[date]}, "here"))
         if time.monotonic() >= end:
             break
     return days

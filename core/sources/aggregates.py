@@ -39,7 +39,6 @@ from core.errors import (
 )
 from core.load import (
     LONGEST_SESSION,
-    TrialsLoader,
     check_columns,
     delay_and_location,
     protocol_named,
@@ -48,6 +47,7 @@ from core.load import (
 )
 from core.names import SUBJECTS_FOLDER, check_lab, check_number, check_subject, printable
 from core.records import Facts, Fingerprint, LeftOut, LoadedDay, Missing, Session, Trials
+from core.reextract import Extraction
 from core.schema import TRIALS_ATTRIBUTES
 from core.sources.base import Days
 from core.sources.downloads import Downloads
@@ -300,8 +300,8 @@ class AggregatesSubject:
             for date, paths in days.items()
         }
 
-    def load(self, days: Days, trials_loader: TrialsLoader | None = None) -> list[LoadedDay]:
-        """Load the sessions of some days; the file is read once. There is nothing that `trials_loader` could read."""
+    def load(self, days: Days, extraction: Extraction = "off") -> list[LoadedDay]:
+        """Load the sessions of some days; the file is read once. There are no raw files, and nothing to extract."""
         file, _ = self._file()
         wanted = {(date, path.name): path for date, paths in days.items() for path in paths}
         tasks = self._read(file).tasks if file and wanted else {}

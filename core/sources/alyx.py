@@ -158,6 +158,12 @@ class AlyxRecords:
         records = [_session(row).with_datasets(found.get(row["id"], ())) for row in rows]
         return [record for record in records if dates is None or record.date in dates]
 
+    def raw(self, record: SessionRecord, collections: Sequence[str]) -> list[Dataset]:
+        """Return all files of some raw collections of a session: one request."""
+        query = f"session__id,{record.eid},collection__in,{list(collections)}"
+        datasets = map(self._dataset, self._list("datasets", {"django": query}, key="url"))
+        return [dataset for dataset in datasets if dataset.default]
+
     def hold(self, folder: Path) -> AbstractContextManager[None]:
         """Keep the downloads of a day where they are while the block runs."""
         return self._downloads.hold(folder)

@@ -13,6 +13,7 @@ from typing import Protocol
 from core.load import TrialsLoader, load_session
 from core.names import printable
 from core.records import LeftOut, LoadedDay, Missing, Session, SessionFiles
+from core.reextract import Extraction
 
 #: Date -> the day's session folders, both sorted. A folder's last three names are subject, date and number; it need
 #: not be there, where the source is no tree.
@@ -120,7 +121,7 @@ class SubjectSource(Protocol):
         """
         ...
 
-    def load(self, days: Days, trials_loader: TrialsLoader | None = None) -> list[LoadedDay]:
+    def load(self, days: Days, extraction: Extraction = "off") -> list[LoadedDay]:
         """Load the sessions of some days, each file once.
 
         A session that cannot be used is left out with its reason. One that cannot be reached now, but may be later, is
@@ -130,12 +131,14 @@ class SubjectSource(Protocol):
         ----------
         days : mapping of str to sequence of Path
             Which.
-        trials_loader : callable, optional
-            What loads trials from a session's files, see :func:`core.reextract.trials_loader`; what it does not know
-            to be a fault of the session it raises, and so does this. A source without raw files has no use for it.
+        extraction : {"off", "elsewhere", "here"}
+            What becomes of sessions with raw files and no trials, see :func:`core.reextract.trials_loader`. A source
+            without raw files has no use for it.
 
         Raises
         ------
+        ExtractionNeeded
+            Where they are extracted elsewhere.
         TransientError
             Where nothing can be reached at the moment: the task is tried again.
         """

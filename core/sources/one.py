@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from errno import EIO
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.config import SourceSettings
 from core.discover import split_names
-from core.errors import ConfigurationError, InvalidName, TransientError
-from core.load import TrialsLoader, seconds_told, tasks_by_protocol, trials_collections
+from core.errors import ConfigurationError, InvalidName, TransientError, TrialsNotFound
+from core.load import load_trials, raw_of, seconds_told, tasks_by_protocol, trials_collections
 from core.names import check_date, check_lab, check_number, check_subject
-from core.records import LeftOut, LoadedDay, Missing, SessionFiles
+from core.records import LeftOut, LoadedDay, Missing, SessionFiles, Trials
+from core.reextract import Extraction, trials_loader
 from core.sources.base import Days, load_day
 from core.sources.one_records import OF_TASKS, Records, SessionRecord, session_folder, twins
 from core.sources.one_tables import TableRecords
@@ -138,16 +140,33 @@ class OneSubject:
         """Return the fingerprints of the sessions of some days, from their records."""
         return {date: {path.name: self._record(path).fingerprint for path in paths} for date, paths in days.items()}
 
-    def load(self, days: Days, trials_loader: TrialsLoader | None = None) -> list[LoadedDay]:
+    def load(self, days: Days, extraction: Extraction = "off") -> list[LoadedDay]:
         """Load the sessions of some days, each file once; of a server, what is needed is downloaded.
 
-        Trials are never extracted from raw files, so `trials_loader` is of no use: of those only what facts need comes.
+        All raw files of a session come where it has no trials, and they are extracted here.
         """
         loaded = []
         for date, paths in days.items():
             with self._source.hold(paths[0].parent) if paths else nullcontext():
-                loaded.append(load_day(date, [self._files(path) for path in paths]))
+                files = [self._files(path) for path in paths]
+                loaded.append(load_day(date, files, partial(self._load_trials, extraction)))
         return loaded
+
+    def _load_trials(self, extraction: Extraction, files: SessionFiles, collections: Sequence[str] | None) -> Trials:
+        try:
+            return load_trials(files, collections)
+        except TrialsNotFound:
+            if extraction == "here":
+                self._provide_raw(files, raw_of(files, collections))
+            return trials_loader(extraction)(files, collections)
+
+    def _provide_raw(self, files: SessionFiles, collections: Sequence[str]) -> None:
+        """See that all files of raw collections are in place, where there is something to extract."""
+        if collections and files.task_data.keys() >= set(collections):
+            datasets = self._source.raw(self._record(files.path), collections)
+            if wrong := self._source.provide(files.path, datasets):
+                # As what cannot be read now: the next refresh tries again.
+                raise OSError(EIO, wrong, str(files.path / collections[0]))
 
     def _record(self, path: Path) -> SessionRecord:
         if path not in self._known:
@@ -164,7 +183,6 @@ class OneSubject:
                 # Raw trials are large, and seldom needed: newer rigs write the session's end into its settings.
                 rest = _needed(files)
                 wrong = self._source.provide(path, [d for d in record.datasets if path / d.path in rest])
-                files = replace(files, task_data={c: f for c, f in files.task_data.items() if f in rest})
         except OSError as error:
             raise TransientError(f"downloads cannot be kept in {self._source.root}: {error}") from error
         return files if wrong is None else LeftOut(session=f"{record.date}/{record.number}", reason=wrong)

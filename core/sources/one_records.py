@@ -112,6 +112,10 @@ class Records(Protocol):
         """Return a subject's sessions, of some dates or of all, with their datasets."""
         ...
 
+    def raw(self, record: SessionRecord, collections: Sequence[str]) -> list[Dataset]:
+        """Return all files of some raw collections of a session, which trials are extracted from."""
+        ...
+
     def hold(self, folder: Path) -> AbstractContextManager[None]:
         """Keep the files of a day, which lie in `folder`, where they are while the block runs."""
         ...

@@ -47,6 +47,10 @@ class TableRecords:
         records = self._index().get((lab, subject), [])
         return [record for record in records if dates is None or record.date in dates]
 
+    def raw(self, record: SessionRecord, collections: Sequence[str]) -> list[Dataset]:
+        """Return nothing that must be provided: what there is lies in the session's folder."""
+        return []
+
     def hold(self, folder: Path) -> AbstractContextManager[None]:
         """Do nothing: no file goes away of our doing."""
         return nullcontext()

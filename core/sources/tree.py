@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from core.discover import absent_subjects, changed_last, check_root, find_files, find_labs, find_sessions, find_subjects
-from core.load import TrialsLoader
 from core.records import Fingerprint, LeftOut, LoadedDay, Missing, SessionFiles
-from core.reextract import trials_loader as leaving_raw_files
+from core.reextract import Extraction, trials_loader
 from core.sources.base import Days, inputs_of, load_day, unreached
 
 
@@ -68,12 +67,12 @@ class TreeSubject:
         """Return the fingerprints of the sessions of some days."""
         return {date: inputs_of([_find(path, self.by) for path in paths]) for date, paths in days.items()}
 
-    def load(self, days: Days, trials_loader: TrialsLoader | None = None) -> list[LoadedDay]:
+    def load(self, days: Days, extraction: Extraction = "off") -> list[LoadedDay]:
         """Load the sessions of some days, each file once; those without trials are left out by default."""
-        return load_days(days, self.by, trials_loader)
+        return load_days(days, self.by, extraction)
 
 
-def load_days(days: Days, by: Fingerprint = "stat", trials_loader: TrialsLoader | None = None) -> list[LoadedDay]:
+def load_days(days: Days, by: Fingerprint = "stat", extraction: Extraction = "off") -> list[LoadedDay]:
     """Load the sessions of some days from their folders, each file once.
 
     Parameters
@@ -82,10 +81,10 @@ def load_days(days: Days, by: Fingerprint = "stat", trials_loader: TrialsLoader 
         Date to session folders, by number.
     by : {"stat", "content"}
         What files are known by, see :func:`core.discover.find_files`.
-    trials_loader : callable, optional
-        What loads trials from a session's files; from its folder alone where None.
+    extraction : {"off", "elsewhere", "here"}
+        What becomes of sessions with raw files and no trials, see :func:`core.reextract.trials_loader`.
     """
-    loader = trials_loader or leaving_raw_files("off")
+    loader = trials_loader(extraction)
     return [load_day(date, [_find(path, by) for path in paths], loader) for date, paths in days.items()]
 
 

@@ -13,9 +13,13 @@ import pandas as pd
 import pytest
 
 from core import training_status as ts
+from core.config import SourceSettings
 from core.errors import TrialsNotFound
 from core.reextract import reextract_trials
 from core.schema import TRIALS_ATTRIBUTES
+from core.sources import open_source
+from tests.alyx import alyx
+from tests.one import opened
 from tests.processes import training_status
 
 # ibllib's own code warns of much, and of other things from version to version.
@@ -70,6 +74,24 @@ def test_what_cannot_be_extracted_is_told_in_one_line(tmp_path: Path, name: str)
         ts.load_trials(path, None)
     assert "\n" not in str(error.value)
     assert ts.load_trials(path, None, mode="warn") is None
+
+
+@pytest.mark.usefixtures("peer")
+def test_a_raw_session_that_a_server_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy("session_training_ge5", tmp_path / "tree")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with alyx(tmp_path / "tree") as server:
+        found = []
+        for source in (opened(server, tmp_path), open_source(str(tmp_path / "tree"), SourceSettings())):
+            subject = source.subject("alab", "A_001")
+            (day,) = subject.load(subject.sessions()[0], "here")
+            found.append(day.sessions[0])
+    of_server, of_tree = found
+    assert of_server.trials is not None
+    assert len(of_server.trials) == SESSIONS["session_training_ge5"][0]
+    for attribute in TRIALS_ATTRIBUTES:
+        np.testing.assert_array_equal(getattr(of_server.trials, attribute), getattr(of_tree.trials, attribute))
+    assert of_server.facts == of_tree.facts
 
 
 def test_measures_of_raw_sessions(peer: Any, tmp_path: Path) -> None:

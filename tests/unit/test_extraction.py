@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from core.config import SourceSettings
 from core.discover import find_files
 from core.errors import ConfigurationError, ExtractionNeeded
 from core.join import join_days
@@ -13,7 +15,7 @@ from core.load import load_session, raw_of
 from core.pipeline import recompute_subject
 from core.records import LeftOut
 from core.reextract import INSTALL, Extraction, awaits_extraction, can_extract, trials_loader
-from core.sources import TreeSource
+from core.sources import Source, TreeSource, open_source
 from core.status import compute_statuses
 from core.storage import Store, open_store
 from core.summarise import summarise
@@ -23,6 +25,8 @@ from scheduler import extraction
 from scheduler.beat import entries
 from scheduler.cli.options import schedule_from
 from scheduler.runs import once_more
+from tests.alyx import Alyx, alyx
+from tests.one import opened
 from tests.standin import StandIn, take_trials
 from tests.trees import KEYS, LAB, SUBJECT, objects, session, statuses
 from workers.records import RunSpec
@@ -54,8 +58,7 @@ def refresh(root: Path, store: Store, how: Extraction) -> Look:
     source = TreeSource(root).subject(LAB, SUBJECT)
     seen = look(source, store, KEYS, everything=False, extract=how != "off")
     if not seen.unchanged:
-        loader = trials_loader(how)
-        days = join_days(seen.kept, summarise(source.load(find_work(source, seen.dates, seen.held), loader)))
+        days = join_days(seen.kept, summarise(source.load(find_work(source, seen.dates, seen.held), how)))
         put_tables(store, KEYS, build_tables(LAB, SUBJECT, days, compute_statuses(days, known=seen.settled)), seen.base)
     return seen
 
@@ -82,7 +85,7 @@ def test_without_extraction_the_reason_says_how_to_have_it(root: Path) -> None:
 
 def test_where_it_is_for_another_process_the_loading_ends(root: Path) -> None:
     with pytest.raises(ExtractionNeeded, match=r"^2025-03-02/001 has raw files and no trials$"):
-        TreeSource(root).subject(LAB, SUBJECT).load({"2025-03-02": [day(root, 2)]}, trials_loader("elsewhere"))
+        TreeSource(root).subject(LAB, SUBJECT).load({"2025-03-02": [day(root, 2)]}, "elsewhere")
 
 
 @pytest.mark.usefixtures("standin_here")
@@ -154,6 +157,70 @@ def test_what_cannot_be_extracted_is_tried_once(root: Path, store: Store) -> Non
     (left,) = seen.left_out
     assert left.session == "2025-03-02/001"
     assert "trials cannot be extracted from raw_task_data_00" in left.reason
+
+
+# ---- raw files that ONE has
+
+
+@pytest.fixture
+def server(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Alyx]:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with alyx(root) as state:
+        yield state
+
+
+def of_one(source: Source, how: Extraction) -> tuple[list[str], list[LeftOut], dict[str, dict[str, str]]]:
+    """Load the subject; return the sessions with trials, what was left out, and the inputs."""
+    subject = source.subject(LAB, SUBJECT)
+    days = subject.load(subject.sessions()[0], how)
+    loaded = [f"{day.date}/{each.number}" for day in days for each in day.sessions if each.trials and each.facts]
+    return loaded, [left for day in days for left in day.left_out], {day.date: day.inputs for day in days}
+
+
+def test_raw_files_of_a_server_come_only_where_they_are_extracted(
+    server: Alyx, root: Path, tmp_path: Path, standin_here: StandIn
+) -> None:
+    loaded, (left,), _ = of_one(opened(server, tmp_path), "off")
+    assert loaded == ["2025-03-01/001", "2025-03-03/001"]
+    assert awaits_extraction(left)
+    with pytest.raises(ExtractionNeeded, match=r"^2025-03-02/001 has raw files and no trials$"):
+        of_one(opened(server, tmp_path), "elsewhere")
+    assert not any("kept" in request for request in server.requests)
+
+    whole, none, inputs = of_one(opened(server, tmp_path), "here")
+    assert (len(whole), none, standin_here.begun(SUBJECT)) == (3, [], 1)
+    assert [sorted(numbers) for numbers in inputs.values()] == [["001"]] * 3
+    assert sum("collection__in" in request for request in server.requests) == 1
+    summarised = [
+        summarise(source.subject(LAB, SUBJECT).load(source.subject(LAB, SUBJECT).sessions()[0], "here"))
+        for source in (opened(server, tmp_path), TreeSource(root))
+    ]
+    measures = [[repr(each.measures) for day in days for each in day.sessions] for days in summarised]
+    assert measures[0] == measures[1]
+
+
+@pytest.mark.usefixtures("standin_here")
+def test_a_raw_file_that_the_server_does_not_have_is_asked_for_again(server: Alyx, tmp_path: Path) -> None:
+    kept = dict(server.files)
+    server.forget(next(each for each in server.datasets if each["name"].startswith("kept")))
+    loaded, (left,), inputs = of_one(opened(server, tmp_path), "here")
+    assert len(loaded) == 2
+    assert inputs["2025-03-02"] == {}
+    assert left.session == "2025-03-02/001"
+    assert left.reason.startswith("001/raw_task_data_00 cannot be read: raw_task_data_00/kept")
+    assert "the data server no file" in left.reason
+    server.files.update(kept)
+    assert len(of_one(opened(server, tmp_path), "here")[0]) == 3
+
+
+@pytest.mark.usefixtures("standin_here")
+def test_raw_files_of_a_local_cache_are_extracted(root: Path) -> None:
+    from one.alf.cache import make_parquet_db
+
+    make_parquet_db(root)
+    source = open_source(f"one:local:{root}", SourceSettings())
+    assert [awaits_extraction(left) for left in of_one(source, "off")[1]] == [True]
+    assert len(of_one(source, "here")[0]) == 3
 
 
 def recomputed(root: Path, store: Store) -> dict[str, str]:
