@@ -29,11 +29,7 @@ CLEVER = ((-100.0, 60, 1), (-25.0, 30, 3), (0.0, 30, 15), (25.0, 30, 27), (100.0
 KEYS = subject_keys(LAB, SUBJECT)
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home of its own: ONE keeps its settings there."""
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

@@ -163,8 +163,7 @@ def test_what_cannot_be_extracted_is_tried_once(root: Path, store: Store) -> Non
 
 
 @pytest.fixture
-def server(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Alyx]:
-    monkeypatch.setenv("HOME", str(tmp_path))
+def server(root: Path, home: Path) -> Iterator[Alyx]:
     with alyx(root) as state:
         yield state
 
