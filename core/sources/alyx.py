@@ -62,27 +62,55 @@ class Client(AlyxClient):  # type: ignore[misc]
 
     def __init__(self, url: str, settings: SourceSettings, cache_dir: Path) -> None:
         self._settings = settings
+        self._token: dict[str, str] | None = None
+        self._from_password = False
         super().__init__(base_url=url, silent=True, cache_rest=None, cache_dir=str(cache_dir))
 
     def log_in(self) -> None:
         """Log in with the token, else the password, else with what the home's ``.one`` has."""
-        self.authenticate(username=self._settings.one_user, force=False)
+        self.authenticate()
+        if not self._from_password:  # a token says nothing until it is used
+            self.get("/labs?limit=1")
 
-    def authenticate(self, username: str | None = None, force: bool = False, **_: Any) -> None:
-        """Log in; one-api calls this, too, where a token has expired."""
-        user, token, password = self._settings.one_user, self._settings.one_token, self._settings.one_password
-        if force and token and not password:
-            raise AccessRefused(f"{self.base_url} refuses the token of ONE: it has expired or is wrong (--one-token)")
-        token = None if force else token
-        stored = user or self._par.as_dict().get("ALYX_LOGIN")
-        known = self._par.as_dict().get("ALYX_PWD") or stored in (self._par.as_dict().get("TOKEN") or {})
-        if not token and not (stored and (password or (known and not force))):
+    def authenticate(self, force: bool = False, **_: Any) -> None:
+        """Log in; one-api calls this, too, with `force` where a token has expired.
+
+        One-api's own way has no time-out, and asks for the owner of a token, which Alyx 3.6 does not tell.
+        """
+        home = self._par.as_dict()
+        user = self._settings.one_user or home.get("ALYX_LOGIN")
+        password = self._settings.one_password
+        token = None if force else self._settings.one_token
+        if not token and not password and not force:
+            token = ((home.get("TOKEN") or {}).get(user) or {}).get("token")
+        password = password or home.get("ALYX_PWD")
+        if not token and not (user and password):
+            if force:
+                raise AccessRefused(
+                    f"{self.base_url} refuses the token of ONE: it has expired or is wrong (--one-token)"
+                )
             raise MissingCredentials(
                 f"no credentials for {self.base_url}: give --one-user and --one-password, or --one-token"
             )
-        super().authenticate(
-            username=user, password=None if token else password, token=token, cache_token=False, force=force
-        )
+        self._from_password = not token
+        self._token = {"token": token or self._new_token(str(user), str(password))}
+        self._headers = {**self._base_headers, "Authorization": f"Token {self._token['token']}"}
+        self.user = user or "whoever the token belongs to"
+
+    def _new_token(self, user: str, password: str) -> str:
+        """Ask for a token; HTTPError where the server gives none."""
+        login = {"username": user, "password": password}
+        answer = requests.post(f"{self.base_url}/auth-token", data=login, timeout=TIMEOUT)
+        if answer.status_code == 400:
+            raise AccessRefused(
+                f"{self.base_url} refuses the password of the user {user!r} (--one-user, --one-password, --one-token)"
+            )
+        answer.raise_for_status()
+        return str(answer.json()["token"])
+
+    def _clear_token(self, username: str | None) -> None:
+        """Forget the token, and leave the home's ``.one`` as it is."""
+        self._token = None
 
     @property
     def data_server(self) -> str:
@@ -334,7 +362,7 @@ def in_our_words(doing: str, settings: str = "--one-user, --one-password, --one-
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else None
         told = f"cannot {doing}: the server says {status}: {_told(error)}"
-        if status in _REFUSED or (status == 400 and "authentication failed" in str(error)):
+        if status in _REFUSED:
             raise AccessRefused(f"{told} ({settings})") from error
         if status is not None and 400 <= status < 500 and status not in _LATER:
             raise ConfigurationError(told) from error
