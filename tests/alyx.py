@@ -323,10 +323,10 @@ def _handler(state: Alyx) -> type[BaseHTTPRequestHandler]:
             count = len(rows)
             if kind == "sessions":
                 count += state.wrong_count
-                rows.sort(key=lambda row: row["start_time"], reverse=True)
+                rows.sort(key=lambda row: row["start_time"] or "9999", reverse=True)
                 if state.shuffled_ties and offset:  # a tie may fall on two pages, and its fellow on none
                     rows.sort(key=lambda row: row["id"])
-                    rows.sort(key=lambda row: row["start_time"], reverse=True)
+                    rows.sort(key=lambda row: row["start_time"] or "9999", reverse=True)
             more = offset + limit < count
             next_page = f"{state.url}/{kind}?limit={limit}&offset={offset + limit}" if more else None
             page = rows[offset : offset + limit]
@@ -398,8 +398,8 @@ def _select(state: Alyx, kind: str, query: dict[str, str]) -> list[Record]:
             "session__lab__name": session.get("lab"),
             "session__subject__nickname": session.get("subject"),
             "session__subject__lab__name": session.get("lab"),
-            "start_time__date": session.get("start_time", "")[:10],
-            "session__start_time__date": session.get("start_time", "")[:10],
+            "start_time__date": (session.get("start_time") or "")[:10],
+            "session__start_time__date": (session.get("start_time") or "")[:10],
             "name": row.get("name"),
             "default_dataset": row.get("default_dataset"),
             "actions_sessions": (row.get("nickname"), row.get("lab")) in has_sessions or None,

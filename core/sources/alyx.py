@@ -169,9 +169,13 @@ class AlyxRecords:
         # nickname is unique within a lab only.
         of_subject = f"subject__lab__name__in,['{check_lab(lab)}'],subject__nickname__in,['{check_subject(subject)}']"
         span = (Date.fromisoformat(min(dates)), Date.fromisoformat(max(dates))) if dates else (_FIRST, _LAST)
-        rows = self._by_date(
-            "sessions", lambda first, last: {"django": of_subject, "date_range": f"{first},{last}"}, "id", span
-        )
+
+        def of_dates(first: Date, last: Date) -> dict[str, str]:
+            # A session without a start lies between no dates: it comes where all are asked for, and is told.
+            dates = {} if (first, last) == (_FIRST, _LAST) else {"date_range": f"{first},{last}"}
+            return {"django": of_subject, **dates}
+
+        rows = self._by_date("sessions", of_dates, "id", span)
         of_sessions = f"session__{of_subject.replace(',subject__', ',session__subject__')}"
         found: dict[str, list[Dataset]] = {}
         for row in self._by_date(
@@ -243,7 +247,7 @@ class AlyxRecords:
     def _middle(self, kind: str, rows: dict[str, Row], first: Date, last: Date) -> Date:
         """Return a date that has about half of the rows up to it, and leaves a day after it."""
         if kind == "sessions":
-            dates = sorted(str(row["start_time"])[:10] for row in rows.values())
+            dates = sorted(str(row["start_time"])[:10] for row in rows.values() if row["start_time"])
         else:
             dates = sorted(date for row in rows.values() if (date := _date_of(row)))
         middle = Date.fromisoformat(dates[len(dates) // 2]) if dates else first + (last - first) // 2

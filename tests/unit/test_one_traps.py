@@ -225,6 +225,18 @@ def test_two_sessions_of_one_date_and_number_are_told(server: Alyx, tmp_path: Pa
     ]
 
 
+def test_sessions_without_a_start_or_a_number_are_told(server: Alyx, tmp_path: Path) -> None:
+    for number in (97, 98):
+        server.add_session(LAB, MOUSE, "2021-05-05", number)
+    server.sessions[-2]["start_time"] = None
+    server.sessions[-1]["number"] = None
+    days, odd = opened(server, tmp_path).subject(LAB, MOUSE).sessions()
+    assert "2021-05-05" not in days
+    assert [left.session for left in odd] == ["2021-05-05/None", "None/097"]
+    for left, session in zip(odd, reversed(server.sessions[-2:]), strict=True):
+        assert session["id"] in left.reason
+
+
 # What a server says and does
 
 
