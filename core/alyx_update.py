@@ -193,10 +193,10 @@ class _Subject:
         address, listed = self._find()
         if _field(listed).get(FIELD) == criteria:
             return "sent" if self.wrote else "unchanged"
+        # Read once more, as what is sent replaces the whole field. A dry run does it, too: it tells who cannot be read.
+        wanted = {**_field(self._read(address, listed)), FIELD: criteria}
         if dry_run:
             return "would be sent"
-        # Read once more, as what is sent replaces the whole field.
-        wanted = {**_field(self._read(address, listed)), FIELD: criteria}
         self.wrote = True
         with in_our_words(f"write the JSON field of {self.lab}/{self.name}"):
             self.alyx.rest("subjects", "partial_update", id=address, data={"json": wanted})

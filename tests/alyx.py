@@ -1,6 +1,6 @@
 """A small server that answers the few requests of Alyx that the project sends, from a session tree.
 
-It is no Alyx: it has what the tests need, in the shapes that one-api has recorded, and faults that a test switches on.
+It is no Alyx: it has what the tests need, in the shapes that Alyx 3.6.1 answers, and faults that a test switches on.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ DATA_USER, DATA_PASSWORD = "data", "data-password"
 
 _UUID = re.compile(r"\.[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=\.)")
 _PAGE, _LONGEST_PAGE = 250, 1000
+#: What there is below the address, as of Alyx 3.6.1; no ``/me`` for one.
+_PATHS = ("auth-token", "api", "labs", "subjects", "sessions", "datasets")
+_NOT_FOUND = b'<!doctype html>\n<html lang="en"><body><h1>Not Found</h1></body></html>\n'
 
 Record = dict[str, Any]
 
@@ -168,9 +171,11 @@ class Alyx:
             "auto_datetime": "2021-01-01T00:00:00",
             "revision": revision,
             "default_dataset": default,
-            "protected": False,
-            "public": True,
+            "protected": 0,
+            "public": 0,
             "tags": [],
+            "qc": "NOT_SET",
+            "json": None,
         }
         self.datasets.append(dataset)
         return dataset
@@ -262,42 +267,52 @@ def _handler(state: Alyx) -> type[BaseHTTPRequestHandler]:
             path = unquote(parts.path)
             if path.startswith("/data/"):
                 self._file(path.removeprefix("/data"))
+            elif path.split("/")[1] not in _PATHS:
+                self._send(404, _NOT_FOUND, "text/html; charset=utf-8")
+            elif path != "/auth-token" and self.headers.get("Authorization") is None:
+                self._told(403, "Authentication credentials were not provided.")
             elif path != "/auth-token" and self.headers.get("Authorization") != f"Token {state.token}":
-                self._json(403, {"detail": "Invalid token.", "status_code": 403}, plain='{"detail":"Invalid token."}')
+                self._told(403, "Invalid token.")
             else:
                 method(path.rstrip("/"), query)
 
         def _get(self, path: str, query: dict[str, str]) -> None:
             kind, _, name = path.removeprefix("/").partition("/")
-            if path == "/me":
-                self._json(200, {"username": USER})
-            elif path == "/api/schema":
+            if path == "/api/schema":
                 self._json(200, _schema())
             elif kind in ("labs", "subjects", "sessions", "datasets") and not name:
                 self._list(kind, query)
-            elif kind == "subjects" and (found := _named(state.subjects, "nickname", name)):
-                self._json(200, {**found, "weighings": [], "water_administrations": []})
+            elif kind == "subjects":
+                if found := self._subject(name):
+                    self._json(200, {**found, "weighings": [], "water_administrations": []})
             elif kind == "sessions" and (found := _named(state.sessions, "id", name)):
                 self._json(200, _session_detail(state, found))
             elif kind == "labs" and name in state.labs:
                 self._json(200, state.labs[name])
             else:
-                self._json(404, {"detail": "Not found.", "status_code": 404})
+                self._told(404, f"No {kind.capitalize().removesuffix('s')} matches the given query.")
+
+        def _subject(self, name: str) -> Record | None:
+            """Return the only subject of a nickname; else answer as Alyx does, which takes no identifier there."""
+            found = [subject for subject in state.subjects if subject["nickname"] == name]
+            if len(found) > 1:
+                self._told(500, f"get() returned more than one Subject -- it returned {len(found)}!")
+            elif not found:
+                self._told(404, "No Subject matches the given query.")
+            return found[0] if len(found) == 1 else None
 
         def _post(self, path: str, query: dict[str, str]) -> None:
             given = {name: values[-1] for name, values in parse_qs(self.body.decode()).items()}
             if path != "/auth-token":
-                self._json(405, {"detail": "Method not allowed."})
+                self._told(405, 'Method "POST" not allowed.')
             elif (given.get("username"), given.get("password")) == (USER, PASSWORD):
                 self._json(200, {"token": state.token})
             else:
-                self._json(400, {"non_field_errors": ["Unable to log in with provided credentials."]})
+                told = ["Unable to log in with provided credentials."]
+                self._json(400, {"non_field_errors": told, "status_code": 400})
 
         def _patch(self, path: str, query: dict[str, str]) -> None:
-            found = _named(state.subjects, "nickname", path.removeprefix("/subjects/"))
-            if found is None:
-                self._json(404, {"detail": "Not found.", "status_code": 404})
-            else:
+            if found := self._subject(path.removeprefix("/subjects/")):
                 found.update(json.loads(self.body))
                 self._json(200, {**found, "weighings": [], "water_administrations": []})
 
@@ -308,10 +323,10 @@ def _handler(state: Alyx) -> type[BaseHTTPRequestHandler]:
             count = len(rows)
             if kind == "sessions":
                 count += state.wrong_count
-                rows.sort(key=lambda row: row["start_time"], reverse=True)
+                rows.sort(key=lambda row: row["start_time"] or "9999", reverse=True)
                 if state.shuffled_ties and offset:  # a tie may fall on two pages, and its fellow on none
                     rows.sort(key=lambda row: row["id"])
-                    rows.sort(key=lambda row: row["start_time"], reverse=True)
+                    rows.sort(key=lambda row: row["start_time"] or "9999", reverse=True)
             more = offset + limit < count
             following = urlencode({**query, "limit": limit, "offset": offset + limit})
             next_page = f"{state.url}/{kind}?{following}" if more else None
@@ -328,8 +343,11 @@ def _handler(state: Alyx) -> type[BaseHTTPRequestHandler]:
                 data = content.read_bytes() if isinstance(content, Path) else content
                 self._send(200, data, "application/octet-stream")
 
-        def _json(self, status: int, value: Any, plain: str | None = None) -> None:
-            self._send(status, (plain or json.dumps(value)).encode())
+        def _told(self, status: int, detail: str) -> None:
+            self._json(status, {"detail": detail, "status_code": status})
+
+        def _json(self, status: int, value: Any) -> None:
+            self._send(status, json.dumps(value, separators=(",", ":")).encode())
 
         def _send(
             self, status: int, body: bytes, kind: str = "application/json", headers: dict[str, str] | None = None
@@ -383,8 +401,8 @@ def _select(state: Alyx, kind: str, query: dict[str, str]) -> list[Record]:
             "session__lab__name": session.get("lab"),
             "session__subject__nickname": session.get("subject"),
             "session__subject__lab__name": session.get("lab"),
-            "start_time__date": session.get("start_time", "")[:10],
-            "session__start_time__date": session.get("start_time", "")[:10],
+            "start_time__date": (session.get("start_time") or "")[:10],
+            "session__start_time__date": (session.get("start_time") or "")[:10],
             "name": row.get("name"),
             "default_dataset": row.get("default_dataset"),
             "actions_sessions": (row.get("nickname"), row.get("lab")) in has_sessions or None,
@@ -447,11 +465,23 @@ def _session_detail(state: Alyx, session: Record) -> Record:
             "collection": dataset["collection"],
             "revision": dataset["revision"],
             "default_revision": str(dataset["default_dataset"]),
+            "qc": "NOT_SET",
         }
         for dataset in state.datasets
         if dataset["session"] == session["url"]
     ]
-    return {**session, "location": None, "end_time": None, "json": None, "data_dataset_session_related": related}
+    empty = ("location", "type", "end_time", "parent_session", "n_correct_trials", "n_trials", "extended_qc", "json")
+    lists = ("procedures", "wateradmin_session_related", "probe_insertion", "field_of_view", "notes")
+    return {
+        **session,
+        **dict.fromkeys(empty),
+        **{name: [] for name in lists},
+        "users": [USER],
+        "narrative": "",
+        "qc": "NOT_SET",
+        "auto_datetime": "2021-01-01T00:00:00",
+        "data_dataset_session_related": related,
+    }
 
 
 def _lab(name: str) -> Record:

@@ -61,27 +61,55 @@ class Client(AlyxClient):  # type: ignore[misc]
 
     def __init__(self, url: str, settings: SourceSettings, cache_dir: Path) -> None:
         self._settings = settings
+        self._token: dict[str, str] | None = None
+        self._from_password = False
         super().__init__(base_url=url, silent=True, cache_rest=None, cache_dir=str(cache_dir))
 
     def log_in(self) -> None:
         """Log in with the token, else the password, else with what the home's ``.one`` has."""
-        self.authenticate(username=self._settings.one_user, force=False)
+        self.authenticate()
+        if not self._from_password:  # a token says nothing until it is used
+            self.get("/labs?limit=1")
 
-    def authenticate(self, username: str | None = None, force: bool = False, **_: Any) -> None:
-        """Log in; one-api calls this, too, where a token has expired."""
-        user, token, password = self._settings.one_user, self._settings.one_token, self._settings.one_password
-        if force and token and not password:
-            raise AccessRefused(f"{self.base_url} refuses the token of ONE: it has expired or is wrong (--one-token)")
-        token = None if force else token
-        stored = user or self._par.as_dict().get("ALYX_LOGIN")
-        known = self._par.as_dict().get("ALYX_PWD") or stored in (self._par.as_dict().get("TOKEN") or {})
-        if not token and not (stored and (password or (known and not force))):
+    def authenticate(self, force: bool = False, **_: Any) -> None:
+        """Log in; one-api calls this, too, with `force` where a token has expired.
+
+        One-api's own way has no time-out, and asks for the owner of a token, which Alyx 3.6 does not tell.
+        """
+        home = self._par.as_dict()
+        user = self._settings.one_user or home.get("ALYX_LOGIN")
+        password = self._settings.one_password
+        token = None if force else self._settings.one_token
+        if not token and not password and not force:
+            token = ((home.get("TOKEN") or {}).get(user) or {}).get("token")
+        password = password or home.get("ALYX_PWD")
+        if not token and not (user and password):
+            if force:
+                raise AccessRefused(
+                    f"{self.base_url} refuses the token of ONE: it has expired or is wrong (--one-token)"
+                )
             raise MissingCredentials(
                 f"no credentials for {self.base_url}: give --one-user and --one-password, or --one-token"
             )
-        super().authenticate(
-            username=user, password=None if token else password, token=token, cache_token=False, force=force
-        )
+        self._from_password = not token
+        self._token = {"token": token or self._new_token(str(user), str(password))}
+        self._headers = {**self._base_headers, "Authorization": f"Token {self._token['token']}"}
+        self.user = user or "whoever the token belongs to"
+
+    def _new_token(self, user: str, password: str) -> str:
+        """Ask for a token; HTTPError where the server gives none."""
+        login = {"username": user, "password": password}
+        answer = requests.post(f"{self.base_url}/auth-token", data=login, timeout=TIMEOUT)
+        if answer.status_code == 400:
+            raise AccessRefused(
+                f"{self.base_url} refuses the password of the user {user!r} (--one-user, --one-password, --one-token)"
+            )
+        answer.raise_for_status()
+        return str(answer.json()["token"])
+
+    def _clear_token(self, username: str | None) -> None:
+        """Forget the token, and leave the home's ``.one`` as it is."""
+        self._token = None
 
     @property
     def data_server(self) -> str:
@@ -140,9 +168,13 @@ class AlyxRecords:
         # nickname is unique within a lab only.
         of_subject = f"subject__lab__name__in,['{check_lab(lab)}'],subject__nickname__in,['{check_subject(subject)}']"
         span = (Date.fromisoformat(min(dates)), Date.fromisoformat(max(dates))) if dates else (_FIRST, _LAST)
-        rows = self._by_date(
-            "sessions", lambda first, last: {"django": of_subject, "date_range": f"{first},{last}"}, "id", span
-        )
+
+        def of_dates(first: Date, last: Date) -> dict[str, str]:
+            # A session without a start lies between no dates: it comes where all are asked for, and is told.
+            dates = {} if (first, last) == (_FIRST, _LAST) else {"date_range": f"{first},{last}"}
+            return {"django": of_subject, **dates}
+
+        rows = self._by_date("sessions", of_dates, "id", span)
         of_sessions = f"session__{of_subject.replace(',subject__', ',session__subject__')}"
         found: dict[str, list[Dataset]] = {}
         for row in self._by_date(
@@ -211,7 +243,9 @@ class AlyxRecords:
         if count <= _PAGE or first == last:  # no page can have lost them
             raise TransientError(_incomplete(self._url, kind, count, len(rows)))
         middle = self._middle(kind, rows, first, last)
+        undated = [row for row in rows.values() if kind == "sessions" and not row["start_time"]]
         halves = [
+            *undated,
             *self._by_date(kind, query, key, (first, middle)),
             *self._by_date(kind, query, key, (middle + timedelta(days=1), last)),
         ]
@@ -222,7 +256,7 @@ class AlyxRecords:
     def _middle(self, kind: str, rows: dict[str, Row], first: Date, last: Date) -> Date:
         """Return a date that has about half of the rows up to it, and leaves a day after it."""
         if kind == "sessions":
-            dates = sorted(str(row["start_time"])[:10] for row in rows.values())
+            dates = sorted(str(row["start_time"])[:10] for row in rows.values() if row["start_time"])
         else:
             dates = sorted(date for row in rows.values() if (date := _date_of(row)))
         middle = Date.fromisoformat(dates[len(dates) // 2]) if dates else first + (last - first) // 2
@@ -341,7 +375,7 @@ def in_our_words(doing: str, settings: str = "--one-user, --one-password, --one-
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else None
         told = f"cannot {doing}: the server says {status}: {_told(error)}"
-        if status in _REFUSED or (status == 400 and "authentication failed" in str(error)):
+        if status in _REFUSED:
             raise AccessRefused(f"{told} ({settings})") from error
         if status is not None and 400 <= status < 500 and status not in _LATER:
             raise ConfigurationError(told) from error

@@ -128,7 +128,7 @@ class OneSubject:
                 check_date(record.date), check_number(record.number)
             except InvalidName as error:
                 name = f"{ascii(record.date)[1:-1]}/{ascii(record.number)[1:-1]}"
-                odd.append(LeftOut(session=name, reason=f"session left out: {error}"))
+                odd.append(LeftOut(session=name, reason=f"session {record.eid} left out: {error}"))
                 continue
             folder = session_folder(self._source.root, self._lab, self._subject, record)
             if folder not in days.setdefault(record.date, []):

@@ -156,6 +156,7 @@ def test_of_two_labs_with_the_same_nickname_neither_is_written_where_the_server_
 ) -> None:
     name = server.subjects[0]["nickname"]
     twin = server.add_subject("anotherlab", name, {"whose": "another lab"})
+    assert [each.state for each in send(server, store, dry_run=True)] == ["failed", *["would be sent"] * 3]
     updates = send(server, store)
     assert [each.state for each in updates] == ["failed", "sent", "sent", "sent"]
     assert f"{name!r} is a subject of several labs" in str(updates[0].reason)

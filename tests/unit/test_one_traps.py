@@ -1,7 +1,7 @@
 """The traps of ONE and of Alyx, one by one: none gives a smaller or another table without a word.
 
-A small server of ours stands in for Alyx, see `tests/alyx.py`. What the source does where all is well:
-`test_one_source.py`.
+A small server of ours stands in for Alyx, see `tests/alyx.py`: a real one needs a database server of its own. What the
+source does where all is well: `test_one_source.py`.
 """
 
 from __future__ import annotations
@@ -54,16 +54,19 @@ def crowd(server: Alyx, dates: Sequence[str], each: int) -> int:
     return each * len(dates)
 
 
-def test_pages_that_lose_ties_do_not_lose_sessions(empty: Alyx, tmp_path: Path) -> None:
+@pytest.mark.parametrize("undated", [0, 2])
+def test_pages_that_lose_ties_do_not_lose_sessions(empty: Alyx, tmp_path: Path, undated: int) -> None:
     dates = [f"2021-{month:02}-{day:02}" for month in (1, 2) for day in range(1, 23)]
     many = crowd(empty, dates, 37)
     assert many > 1000
     by_pages = connect(empty.url, settings(tmp_path)).get("/sessions?limit=1000")
     assert len({row["id"] for row in by_pages}) < many, "the trap is there"
+    for number in range(undated):  # they lie between no two dates
+        empty.add_session(LAB, "crowd", dates[0], 90 + number)["start_time"] = None
     empty.requests.clear()
     source = opened(empty, tmp_path)
     days, odd = source.subject(LAB, "crowd").sessions()
-    assert (sum(map(len, days.values())), odd) == (many, [])
+    assert (sum(map(len, days.values())), len(odd)) == (many, undated)
     assert len([r for r in empty.requests if r.startswith("GET /sessions")]) > 2  # pages did lose some
     empty.wrong_count = 3
     with pytest.raises(TransientError, match="not whole"):
@@ -157,6 +160,18 @@ def test_two_sessions_of_one_date_and_number_are_told(server: Alyx, tmp_path: Pa
     assert [(left.session, "ffffffff" in left.reason) for left in odd] == [
         (f"{day_of(session)}/{session['number']:03}", True)
     ]
+
+
+def test_sessions_without_a_start_or_a_number_are_told(server: Alyx, tmp_path: Path) -> None:
+    for number in (97, 98):
+        server.add_session(LAB, MOUSE, "2021-05-05", number)
+    server.sessions[-2]["start_time"] = None
+    server.sessions[-1]["number"] = None
+    days, odd = opened(server, tmp_path).subject(LAB, MOUSE).sessions()
+    assert "2021-05-05" not in days
+    assert [left.session for left in odd] == ["2021-05-05/None", "None/097"]
+    for left, session in zip(odd, reversed(server.sessions[-2:]), strict=True):
+        assert session["id"] in left.reason
 
 
 # Records without files, and files that are not as their records say
@@ -299,6 +314,17 @@ def test_a_page_that_is_no_alyx_is_told(server: Alyx, tmp_path: Path) -> None:
     server.faults.append(Fault(status=200, path="^/labs", body=b'{"hello": "world"}'))
     with pytest.raises(ConfigurationError, match="is it an Alyx server"):
         opened(server, tmp_path).labs()
+
+
+def test_a_server_that_falls_silent_at_the_login_is_transient(
+    server: Alyx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import core.sources.alyx
+
+    monkeypatch.setattr(core.sources.alyx, "TIMEOUT", (5.0, 0.2))
+    server.faults.append(Fault(path="/auth-token", wait=1.5))
+    with pytest.raises(TransientError, match=r"cannot log in .*timed out"):
+        opened(server, tmp_path).check()
 
 
 @pytest.mark.parametrize("path", ["^/sessions", "^/data/"])
