@@ -363,6 +363,20 @@ def test_a_file_of_a_local_cache_that_is_not_as_its_record_says_is_told(
     assert ("MD5" if same_size else "bytes") in left.reason
 
 
+def test_tables_that_one_gathered_from_a_server_are_read(cache: Path) -> None:
+    from iblutil.io import parquet
+
+    whole = look(local(cache))
+    # As one-api 3.6.1 saves what it has asked for: the index of sessions has no name, datasets say no default revision.
+    sessions, made = parquet.load(cache / "sessions.pqt")
+    parquet.save(cache / "sessions.pqt", sessions.rename_axis(index=None), made)
+    datasets, made = parquet.load(cache / "datasets.pqt")
+    parquet.save(cache / "datasets.pqt", datasets.drop(columns="default_revision", errors="ignore"), made)
+    assert pd.read_parquet(cache / "sessions.pqt").index.names == [None]
+    assert look(local(cache)) == whole
+    assert count(whole) > 5
+
+
 def test_a_table_that_one_passes_over_is_refused(cache: Path) -> None:
     pd.read_parquet(cache / "datasets.pqt").to_parquet(cache / "datasets.pqt")  # without the date that ONE looks for
     with pytest.raises(ConfigurationError, match=r"datasets\.pqt has .* rows, and ONE reads 0"):
