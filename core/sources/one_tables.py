@@ -99,7 +99,9 @@ def _read(root: Path, written: tuple[int, ...]) -> _Index:
 def _rows(table: Any, index: str, columns: Sequence[str]) -> Any:
     """Yield an index level and columns of a table, row by row; None for a column that older tables do not have."""
     there = [table[name].tolist() if name in table.columns else [None] * len(table) for name in columns]
-    return zip(table.index.get_level_values(index).tolist(), *there, strict=True)
+    # Tables that ONE has gathered from a server name no level: it is the first then.
+    level = index if index in table.index.names else 0
+    return zip(table.index.get_level_values(level).tolist(), *there, strict=True)
 
 
 def _dataset(path: str, size: Any, digest: Any, exists: Any, default: Any) -> Dataset:

@@ -586,6 +586,18 @@ def test_tables_from_a_local_cache_are_those_from_the_tree(cache: Path, mice: Pa
             assert_same(tables(source, tmp_path / "tables", lab, subject), expected, eids)
 
 
+def test_tables_that_one_keeps_from_a_server_are_read(cache: Path) -> None:
+    """What `ONE.save_cache` writes after remote searches: no name of the sessions' index, fewer columns of datasets."""
+    from iblutil.io import parquet
+
+    expected = look(local(cache))
+    sessions, made = parquet.load(cache / "sessions.pqt")
+    parquet.save(cache / "sessions.pqt", sessions.rename_axis(index=None), made)
+    datasets, made = parquet.load(cache / "datasets.pqt")
+    parquet.save(cache / "datasets.pqt", datasets.drop(columns="default_revision", errors="ignore"), made)
+    assert look(local(cache)) == expected
+
+
 def test_a_record_of_a_local_cache_whose_file_is_gone_is_told(cache: Path) -> None:
     gone = sorted((cache / LAB / "Subjects" / MOUSE).rglob("_ibl_trials.*"))[-1]
     session = gone.relative_to(cache / LAB / "Subjects" / MOUSE).parts[:2]
