@@ -85,10 +85,10 @@ def _read(root: Path, written: tuple[int, ...]) -> _Index:
                 raise ValueError(f"{name}.pqt has {rows} rows, and ONE reads {len(table)}")
         datasets = datasets[datasets["rel_path"].map(lambda path: which_file(str(path)) is not None).astype(bool)]
         of_session: dict[str, list[Dataset]] = {}
-        for eid, *row in _rows(datasets, "eid", ("rel_path", "file_size", "hash", "exists", "default_revision")):
+        for eid, *row in _rows(datasets, ("rel_path", "file_size", "hash", "exists", "default_revision")):
             of_session.setdefault(str(eid), []).append(_dataset(*row))
         index: _Index = {}
-        for eid, lab, subject, date, number in _rows(sessions, "id", ("lab", "subject", "date", "number")):
+        for eid, lab, subject, date, number in _rows(sessions, ("lab", "subject", "date", "number")):
             record = SessionRecord(date=str(date)[:10], number=f"{int(number):03}", eid=str(eid))
             index.setdefault((str(lab), str(subject)), []).append(record.with_datasets(of_session.get(str(eid), ())))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -96,12 +96,13 @@ def _read(root: Path, written: tuple[int, ...]) -> _Index:
     return index
 
 
-def _rows(table: Any, index: str, columns: Sequence[str]) -> Any:
-    """Yield an index level and columns of a table, row by row; None for a column that older tables do not have."""
+def _rows(table: Any, columns: Sequence[str]) -> Any:
+    """Yield eid and columns of a table, row by row; None for a column that not all tables have.
+
+    The eid is the index, or its first level: tables that ONE keeps from a server's answers do not name it.
+    """
     there = [table[name].tolist() if name in table.columns else [None] * len(table) for name in columns]
-    # Tables that ONE has gathered from a server name no level: it is the first then.
-    level = index if index in table.index.names else 0
-    return zip(table.index.get_level_values(level).tolist(), *there, strict=True)
+    return zip(table.index.get_level_values(0).tolist(), *there, strict=True)
 
 
 def _dataset(path: str, size: Any, digest: Any, exists: Any, default: Any) -> Dataset:
