@@ -383,7 +383,7 @@ def in_our_words(doing: str, settings: str = "--one-user, --one-password, --one-
     except (OSError, requests.exceptions.InvalidJSONError) as error:  # requests' own errors are OSErrors
         raise TransientError(f"cannot {doing}: {_told(error)}") from error
     except IndexError as error:  # one-api cuts its list where the count has shrunk between two pages
-        raise TransientError(f"cannot {doing}: it gives more than it counts: the list is not whole") from error
+        raise TransientError(f"cannot {doing}: its count changed meanwhile: the list is not whole") from error
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:  # an answer that is none of Alyx
         raise ConfigurationError(f"cannot {doing}: {_told(error)} (is it an Alyx server?)") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -126,8 +125,6 @@ def alyx_update(
     from workers.context import open_as
 
     settings: StoreSettings = store_settings(s3_endpoint, s3_profile, s3_region)
-    if "://" not in store:
-        store = str(Path(store).absolute())
     opened = open_as(store, settings)
     with blames("--store"):
         opened.check()

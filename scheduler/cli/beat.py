@@ -94,8 +94,6 @@ def beat(
     source = required(source)
     check_labs(schedule, source)
     with blames("--store"):
-        if "://" not in store:
-            store = str(Path(store).absolute())
         open_as(store, store_settings(s3_endpoint, s3_profile, s3_region)).check()
     with blames("--broker"):
         client = connect(broker)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +13,7 @@ from core.config import SourceSettings
 from scheduler.cli.exits import Exit
 from scheduler.cli.options import (
     NamedSource,
+    absolute_store,
     json_option,
     option,
     schedule_from,
@@ -85,7 +85,7 @@ def doctor(
         checks.append(look.skipped("broker", "none is named", "name it with --broker (TRAINING_STATUS_BROKER)"))
     settings = store_settings(s3_endpoint, s3_profile, s3_region)
     for store in stores:
-        checks.append(look.store_check(store, partial(open_as, _absolute(store), settings)))
+        checks.append(look.store_check(store, partial(open_as, absolute_store(store), settings)))
     if not stores:
         checks.append(look.skipped("store", "none is named", "name it with --store (TRAINING_STATUS_STORE)"))
     if source and source.server:
@@ -118,7 +118,3 @@ def _log_in(url: str, settings: SourceSettings) -> None:
     from core.sources.one import connect  # with one-api, which takes seconds
 
     connect(url, settings)
-
-
-def _absolute(store: str) -> str:
-    return store if "://" in store else str(Path(store).absolute())

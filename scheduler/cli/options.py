@@ -52,10 +52,20 @@ def store_options(command: Command) -> Command:
         option("--s3-region", help="Region of the S3 server."),
         option("--s3-profile", help="Profile of the AWS configuration that has the credentials."),
         option("--s3-endpoint", help="URL of an S3-compatible server; AWS where not given."),
-        option("--store", required=True, help="Where the tables lie: s3://bucket/prefix or a folder."),
+        option(
+            "--store",
+            required=True,
+            callback=lambda _context, _option, store: absolute_store(store),
+            help="Where the tables lie: s3://bucket/prefix or a folder.",
+        ),
     ):
         command = add(command)
     return command
+
+
+def absolute_store(store: str) -> str:
+    """Return the name of a store that means the same in a process with another working folder."""
+    return store if "://" in store else str(Path(store).absolute())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -136,8 +135,6 @@ def _run(
     if missing := [subject for subject in subjects if check_subject(subject) not in known]:
         raise ConfigurationError(f"no subject {missing[0]!r} in {source.uri} in {', '.join(found)}")
     settings = store_settings(s3_endpoint, s3_profile, s3_region)
-    if "://" not in store:
-        store = str(Path(store).absolute())
     tables = open_as(store, settings)
     tables.check()
     target = target_from(alyx, source, update=alyx_update, dry_run=alyx_dry_run)

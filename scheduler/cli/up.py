@@ -105,8 +105,6 @@ def up(
     source = required(source)
     check_labs(schedule, source)
     settings = store_settings(s3_endpoint, s3_profile, s3_region)
-    if "://" not in store:
-        store = str(Path(store).absolute())
     with blames("--store"):
         open_as(store, settings).check()
     with blames("--extract"):

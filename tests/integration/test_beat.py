@@ -267,11 +267,13 @@ def test_a_state_folder_is_one_beats_and_free_however_it_ends(mice: Path, broker
     arguments = [*COMMAND, "beat", *options(broker, mice, store, state)]
     pid_file, log = state / "beat.pid", tmp_path / "beat.log"
 
-    def runs(pid: int) -> bool:
-        return pid_file.exists() and pid_file.read_text() == f"{pid}\n" and "Starting" in log.read_text()
+    def runs(pid: int, starts: int) -> bool:
+        # Until it has said so, a signal ends it as any process.
+        said = log.read_text().count("Starting") == starts
+        return said and pid_file.exists() and pid_file.read_text() == f"{pid}\n"
 
     with process(arguments, log) as first:
-        wait_for(lambda: runs(first.pid), "beat to run")
+        wait_for(lambda: runs(first.pid, 1), "beat to run")
         second = training_status("beat", *options(broker, mice, store, state))
         assert (second.returncode, len(second.stderr.splitlines())) == (2, 1)
         assert "--state (TRAINING_STATUS_STATE): another beat has the folder" in second.stderr
@@ -279,7 +281,7 @@ def test_a_state_folder_is_one_beats_and_free_however_it_ends(mice: Path, broker
         first.wait(20)
         assert pid_file.exists()
         with process(arguments, log) as third:
-            wait_for(lambda: runs(third.pid), "beat to take the folder of one that was killed")
+            wait_for(lambda: runs(third.pid, 2), "beat to take the folder of one that was killed")
             os.kill(third.pid, signal.SIGTERM)
             assert third.wait(20) == 0
     assert not pid_file.exists()

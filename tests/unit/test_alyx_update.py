@@ -262,7 +262,7 @@ def test_a_list_whose_count_shrinks_between_its_pages_is_asked_for_again(store: 
     server.faults.append(shrinks)
     updates = send(server, store)
     assert [each.state for each in updates] == ["failed", "sent", "sent", "sent"]
-    assert f"cannot list the sessions of {LAB}/{name}: it gives more than it counts" in str(updates[0].reason)
+    assert f"cannot list the sessions of {LAB}/{name}: its count changed meanwhile" in str(updates[0].reason)
     shrinks.times = 1
     assert [each.state for each in send(server, store)] == ["sent", *["unchanged"] * 3]
     assert shrinks.times == 0
