@@ -63,6 +63,8 @@ class Alyx:
     requests: list[str] = field(default_factory=list)  # method, path and query of each
     token: str = TOKEN
     basic_auth: bool = False  # the data server asks for a password
+    under_way: int = 0  # requests that are being answered
+    busiest: int = 0  # the most that were at a time
     shuffled_ties: bool = False  # sessions that start at one time come in another order on each page
     wrong_count: int = 0  # added to the count of each list of sessions
 
@@ -235,6 +237,8 @@ class _Server(ThreadingHTTPServer):
 
 
 def _handler(state: Alyx) -> type[BaseHTTPRequestHandler]:
+    counting = threading.Lock()
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True  # headers and body go in two pieces
@@ -252,6 +256,16 @@ def _handler(state: Alyx) -> type[BaseHTTPRequestHandler]:
             self._answer(self._patch)
 
         def _answer(self, method: Callable[[str, dict[str, str]], None]) -> None:
+            with counting:
+                state.under_way += 1
+                state.busiest = max(state.busiest, state.under_way)
+            try:
+                self._answer_one(method)
+            finally:
+                with counting:
+                    state.under_way -= 1
+
+        def _answer_one(self, method: Callable[[str, dict[str, str]], None]) -> None:
             self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             state.requests.append(f"{self.command} {self.path}")
             fault = _fault(state, self.path)

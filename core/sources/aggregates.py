@@ -10,7 +10,7 @@ rig and delay, comes from its task settings in ONE, where a ONE is named beside 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date as Date
@@ -305,11 +305,12 @@ class AggregatesSubject:
         file, _ = self._file()
         wanted = {(date, path.name): path for date, paths in days.items() for path in paths}
         tasks = self._read(file).tasks if file and wanted else {}
+        settings = self._read_settings(tasks.keys() & wanted.keys(), tasks)
         return [
             _load_day(
                 date,
                 {path: tasks[date, path.name] for path in paths if (date, path.name) in tasks},
-                self._read_settings,
+                settings,
             )
             for date, paths in days.items()
         ]
@@ -320,10 +321,15 @@ class AggregatesSubject:
             return known.fingerprint
         return known.fingerprint + self._settings.fingerprint(known.eid, date, number)
 
-    def _read_settings(self, path: Path, tasks: Sequence[_Task]) -> TaskSettings | None:
-        """Return the task settings of a session; None where no ONE is named, or nobody knows which session is meant."""
-        eid = _eid(tasks)
-        return self._settings.read(eid, path.parent.name, path.name) if self._settings and eid else None
+    def _read_settings(
+        self, wanted: Iterable[tuple[str, str]], tasks: Mapping[tuple[str, str], Sequence[_Task]]
+    ) -> dict[tuple[str, str], TaskSettings]:
+        """Return the task settings of sessions by date and number; none where it is not known which is meant."""
+        if self._settings is None:
+            return {}
+        eids = {place: eid for place in sorted(wanted) if (eid := _eid(tasks[place]))}
+        read = self._settings.read([(eid, *place) for place, eid in eids.items()])
+        return dict(zip(eids, read, strict=True))
 
     def _file(self) -> tuple[File | None, list[LeftOut]]:
         """Return the subject's file, the last of several; and what was not used. One request a task."""
@@ -596,17 +602,17 @@ def _parse_index(content: bytes | None) -> _Index | None:
 def _load_day(
     date: str,
     sessions: Mapping[Path, Sequence[_Task]],
-    read_settings: Callable[[Path, Sequence[_Task]], TaskSettings | None],
+    settings: Mapping[tuple[str, str], TaskSettings],
 ) -> LoadedDay:
     loaded: list[Session] = []
     left_out: list[LeftOut] = []
     inputs = {}
     for path, tasks in sessions.items():
-        settings = read_settings(path, tasks)
-        good, bad = _load_session(path, tasks, settings)
+        of_session = settings.get((date, path.name))
+        good, bad = _load_session(path, tasks, of_session)
         loaded += good
         left_out += bad
-        inputs[path.name] = _fingerprint(tasks) + (settings.fingerprint if settings else "")
+        inputs[path.name] = _fingerprint(tasks) + (of_session.fingerprint if of_session else "")
     return LoadedDay(date=date, inputs=inputs, sessions=tuple(loaded), left_out=tuple(left_out))
 
 

@@ -43,8 +43,8 @@ _FIRST, _LAST = Date(1970, 1, 1), Date(2199, 12, 31)
 #: Of the datasets only those that may bear on a result; the regular expression must hold neither comma nor bracket.
 _NAMES = "^_ibl_trials.|^_iblrig_taskSettings.raw|^_iblrig_taskData.raw|^_ibl_experiment.description"
 _CHUNK = 1 << 20
-#: Files that one task downloads at a time.
-_AT_ONCE = 4
+#: Sessions that one task has under way at a time, and files of each: eight connections, and no wait for each answer.
+_SESSIONS_AT_ONCE, _FILES_AT_ONCE = 4, 2
 
 Row = dict[str, Any]
 
@@ -138,6 +138,8 @@ class AlyxRecords:
         User with password or token, and where downloads lie.
     """
 
+    at_once = _SESSIONS_AT_ONCE
+
     def __init__(self, url: str, settings: SourceSettings) -> None:
         self._url = check_url(url)
         self._settings = settings
@@ -202,7 +204,7 @@ class AlyxRecords:
 
     def provide(self, folder: Path, datasets: Sequence[Dataset]) -> str | None:
         """Download what is not there yet, some files at a time, and check all of it by its size and hash."""
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             return next(filter(None, pool.map(partial(self._provide, folder), datasets)), None)
 
     def _provide(self, folder: Path, dataset: Dataset) -> str | None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from threading import Lock
 
 from filelock import FileLock, Timeout
 
@@ -50,6 +51,7 @@ class Downloads:
         self.root = root
         self._limit = limit
         self._new = limit  # bytes that this process has added since it looked; at first it looks
+        self._counting = Lock()  # several threads may add to them
 
     @classmethod
     def of(cls, settings: SourceSettings) -> Downloads:
@@ -77,8 +79,8 @@ class Downloads:
         finally:
             lock.release()
         if self._new > self._limit / 100:
-            self._shrink()
-            self._new = 0
+            with self._told():
+                self._shrink()
 
     def provide(
         self, path: Path, difference: Callable[[Path], str | None], download: Callable[[], Iterator[bytes]]
@@ -135,7 +137,7 @@ class Downloads:
                 wrong = difference(Path(part.name))
                 if wrong is None:
                     os.replace(part.name, path)
-                    self._new += path.stat().st_size
+                    self._count(path.stat().st_size)
                 return wrong
             finally:
                 with suppress(FileNotFoundError):
@@ -161,18 +163,24 @@ class Downloads:
 
     def _shrink(self) -> None:
         """Throw away folders, those that were used longest ago first, until the rest is below the limit."""
-        try:
-            with FileLock(self.root / f"{_LOCKS}.lock", timeout=0):  # one process at it is enough
-                sizes = {folder: (used, _size(folder)) for folder, used in self._folders()}
-                total = sum(size for _, size in sizes.values())
-                for folder, (_, size) in sorted(sizes.items(), key=lambda item: item[1]):
-                    if total <= self._limit:
-                        return
-                    with suppress(Timeout), self._lock(folder, timeout=0):
-                        shutil.rmtree(folder, ignore_errors=True)
-                        total -= size
-        except Timeout:
-            return
+        with FileLock(self.root / f"{_LOCKS}.lock"):
+            if self._new <= self._limit / 100:  # another thread has just done it
+                return
+            self._count(-self._new)
+            sizes = {folder: (used, _size(folder)) for folder, used in self._folders()}
+            total = sum(size for _, size in sizes.values())
+            for folder, (_, size) in sorted(sizes.items(), key=lambda item: item[1]):
+                if total <= self._limit:
+                    return
+                with suppress(Timeout), self._lock(folder, timeout=0):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    total -= size
+            if total > self._limit:  # the rest is being read: whoever ends that looks again
+                self._count(self._limit)
+
+    def _count(self, more: int) -> None:
+        with self._counting:
+            self._new += more
 
     def _folders(self) -> Iterator[tuple[Path, float]]:
         for folder in self.root.glob(f"*/*/{SUBJECTS_FOLDER}/*/*"):

@@ -21,7 +21,7 @@ from core.names import check_date, check_lab, check_number, check_subject
 from core.records import LeftOut, LoadedDay, Missing, SessionFiles, Trials
 from core.reextract import Extraction, trials_loader
 from core.sources.base import Days, load_day
-from core.sources.one_records import OF_TASKS, Records, SessionRecord, session_folder, twins
+from core.sources.one_records import OF_TASKS, Records, SessionRecord, session_folder, side_by_side, twins
 from core.sources.one_tables import TableRecords
 
 if TYPE_CHECKING:
@@ -145,12 +145,16 @@ class OneSubject:
 
         All raw files of a session come where it has no trials, and they are extracted here.
         """
-        loaded = []
-        for date, paths in days.items():
+
+        def load_one(day: tuple[str, Sequence[Path]]) -> LoadedDay:
+            date, paths = day
             with self._source.hold(paths[0].parent) if paths else nullcontext():
                 files = [self._files(path) for path in paths]
-                loaded.append(load_day(date, files, partial(self._load_trials, extraction)))
-        return loaded
+                return load_day(date, files, partial(self._load_trials, extraction))
+
+        if extraction == "here":  # which is no waiting, and ibllib's extractors may not bear company
+            return list(map(load_one, days.items()))
+        return side_by_side(self._source, load_one, days.items())
 
     def _load_trials(self, extraction: Extraction, files: SessionFiles, collections: Sequence[str] | None) -> Trials:
         try:

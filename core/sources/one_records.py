@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from hashlib import blake2b, file_digest, md5
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from core.discover import which_file
 from core.names import SUBJECTS_FOLDER
@@ -15,6 +16,9 @@ from core.records import LeftOut, SessionFiles
 
 #: Kinds of datasets that tell a session's tasks, with their rig and delay.
 OF_TASKS = ("description", "settings")
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 #: Stands before the fingerprint of a session that is known by its records, see `core.discover.fingerprint_kind`.
 BY_RECORDS = "records:"
@@ -95,6 +99,7 @@ class Records(Protocol):
     """Where records, and the files that they tell of, come from."""
 
     root: Path  # holds <lab>/Subjects/<subject>/<date>/<number>
+    at_once: int  # sessions that are worth having under way at a time, as each waits for answers
 
     def check(self) -> None:
         """See that the records can be had; raises what :meth:`core.sources.base.Source.check` raises."""
@@ -136,6 +141,14 @@ class Records(Protocol):
             Where it refuses the credentials.
         """
         ...
+
+
+def side_by_side(records: Records, provide: Callable[[T], R], wanted: Iterable[T]) -> list[R]:
+    """Return what `provide` returns for each, as many at a time as is worth it; the first error ends it."""
+    if records.at_once == 1:
+        return list(map(provide, wanted))
+    with ThreadPoolExecutor(records.at_once) as pool:
+        return list(pool.map(provide, wanted))
 
 
 def session_folder(root: Path, lab: str, subject: str, record: SessionRecord) -> Path:

@@ -5,6 +5,7 @@ A subject costs the requests of :meth:`core.sources.one_records.Records.sessions
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from core.errors import InvalidName, TransientError
 from core.load import tasks_by_protocol
 from core.names import check_date, check_number
 from core.sources.one import open_records
-from core.sources.one_records import OF_TASKS, Records, SessionRecord, session_folder
+from core.sources.one_records import OF_TASKS, Records, SessionRecord, session_folder, side_by_side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +71,13 @@ class SubjectSettings:
         record = self._record(eid, date, number)
         return f"+{record.fingerprint}" if record else ""
 
-    def read(self, eid: str, date: str, number: str) -> TaskSettings:
-        """Return the task settings of a session, downloaded where they are not there yet.
+    def read(self, sessions: Sequence[tuple[str, str, str]]) -> list[TaskSettings]:
+        """Return the task settings of sessions, downloaded where they are not there yet.
+
+        Parameters
+        ----------
+        sessions : sequence of (str, str, str)
+            Identifier, date and number of each.
 
         Raises
         ------
@@ -80,7 +86,10 @@ class SubjectSettings:
         AccessRefused
             Where it refuses the credentials.
         """
-        record = self._record(eid, date, number)
+        records = [self._record(*session) for session in sessions]
+        return side_by_side(self._records, self._read, records)
+
+    def _read(self, record: SessionRecord | None) -> TaskSettings:
         if record is None:
             return TaskSettings(fingerprint="", by_protocol={}, reason="ONE has no such session")
         folder = session_folder(self._records.root, self._lab, self._subject, record)

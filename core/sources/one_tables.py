@@ -27,6 +27,8 @@ class TableRecords:
         Its folder, which holds ``*.pqt`` and ``<lab>/Subjects/...``.
     """
 
+    at_once = 1
+
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
 

@@ -79,6 +79,12 @@ def test_a_recompute_costs_no_request_a_session_beside_its_files(server: Alyx, t
     assert len(asked) < count(look(source))
 
 
+def test_sessions_are_downloaded_side_by_side_by_few_connections(server: Alyx, mice: Path, tmp_path: Path) -> None:
+    server.faults.append(Fault(path="^/data/", wait=0.02))
+    assert_same(tables(opened(server, tmp_path), tmp_path / "one"), tables(TreeSource(mice), tmp_path / "tree"))
+    assert 1 < server.busiest <= 8
+
+
 # Who asks
 
 
