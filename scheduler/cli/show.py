@@ -109,16 +109,23 @@ class _Lines:
         self._rate = Rate()
         self._said = -math.inf
         self._began: tuple[float, int] | None = None  # when the watching began, and subjects that had ended
+        self._moved: tuple[float, tuple[int, ...]] = (0.0, ())  # when something was new last, and what there was then
 
     def __call__(self, run: RunProgress) -> None:
         now = time.monotonic()
         self._began = self._began or (now, run.ended)
         rate = self._rate.told(run.sessions, now)
+        counts = (run.subjects, run.ended, run.sessions)
+        if counts != self._moved[1]:
+            self._moved = (now, counts)
         if run.state != "ended" and now - self._said < _LINE_EVERY:
             return
         self._said = now
         line = f"{run.state}: {run.ended} of {run.subjects} subjects, {run.sessions} sessions, {run.failed} failed"
-        if rate and run.state != "ended":
+        still = now - self._moved[0]
+        if run.state != "ended" and still >= _RATE_OVER:  # a server may be down: nobody knows how long it will take
+            line += f", nothing new for {still:.0f} s"
+        elif rate and run.state != "ended":
             began, ended_before = self._began
             line += f", {rate}{time_left(run, ended_before, now - began)}"
         click.echo(line, err=True)

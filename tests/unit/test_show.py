@@ -49,6 +49,25 @@ def test_plain_lines_tell_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, ca
     ]
 
 
+def test_where_nothing_happens_no_time_left_is_made_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    clock = iter([0.0, 10.0, 39.0, 50.0, 60.0])
+    monkeypatch.setattr(show.time, "monotonic", lambda: next(clock))
+    with run_progress() as say:
+        say(progress(ended=0, sessions=0))
+        for _ in range(3):
+            say(progress(ended=4, sessions=400))
+        say(progress(ended=5, sessions=400))
+    assert [line.split(" failed")[1] for line in capsys.readouterr().err.splitlines()] == [
+        "",
+        ", 40 sessions/s, 15 s left",
+        ", 0 sessions/s, 58 s left",
+        ", nothing new for 40 s",
+        ", 0 sessions/s, 1 min 0 s left",
+    ]
+
+
 def test_a_terminal_shows_a_bar_for_each_lab(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
